@@ -1,0 +1,35 @@
+"""Sphinx extension: what _config.yml alone cannot say. Buttons follow repository.url; MathJax is part of the site."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import copy2, copytree
+
+BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
+
+
+def choose_buttons(app, config):
+    """No address, no buttons; else those which its host offers."""
+    options = config.html_theme_options
+    url = options["repository_url"] = (options.get("repository_url") or "").strip().rstrip("/").removesuffix(".git")
+    if not url:
+        options.update(dict.fromkeys(BUTTONS, False), launch_buttons={})
+    elif "github" not in url:
+        options["launch_buttons"] = {**options.get("launch_buttons", {}), "colab_url": ""}  # Colab opens GitHub only
+
+
+def copy_mathjax(app, error):
+    """Of the package's 24 MB: the TeX to HTML bundle, its fonts, and what its menu and rarer TeX commands load."""
+    if error is None and app.builder.format == "html":
+        source = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static/mathjax"
+        target = Path(app.outdir) / "_static/mathjax"
+        for folder in ("a11y", "input/tex/extensions", "output/chtml/fonts/woff-v2"):
+            copytree(source / folder, target / folder, dirs_exist_ok=True)
+        (target / "sre/mathmaps").mkdir(parents=True, exist_ok=True)
+        for file in ("tex-chtml.js", "sre/mathmaps/base.json", "sre/mathmaps/en.json"):
+            copy2(source / file, target / file)
+
+
+def setup(app):
+    app.connect("config-inited", choose_buttons, priority=100)  # before the theme reads its options
+    app.connect("build-finished", copy_mathjax)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,36 @@
+"""Small language models under compute constraints: the package behind the book."""
+
+from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, Vocabulary, load_corpus
+from .models import (
+    LinearConfig,
+    MLPConfig,
+    TransformerConfig,
+    build,
+    generate,
+    n_parameters,
+)
+from .training import Diverged, History, TrainingConfig, budget, evaluate, fit
+from .windows import Windows
+
+__all__ = [
+    "Corpus",
+    "CorpusDamaged",
+    "CorpusUnavailable",
+    "Diverged",
+    "History",
+    "LinearConfig",
+    "MLPConfig",
+    "TrainingConfig",
+    "TransformerConfig",
+    "Vocabulary",
+    "Windows",
+    "budget",
+    "build",
+    "evaluate",
+    "fit",
+    "generate",
+    "load_corpus",
+    "n_parameters",
+]
+
+__version__ = "0.1.0"

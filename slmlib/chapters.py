@@ -1,0 +1,131 @@
+"""What every chapter does alike: how it starts, trains, tabulates and speaks of what it measured."""
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from html import escape
+
+import pandas as pd
+import torch
+from IPython.display import HTML, Markdown, display
+from torch import nn
+
+from . import figures, paper
+from .corpora import Corpus, CorpusUnavailable, load_corpus
+from .models import Config, build, n_parameters
+from .training import History, TrainingConfig, budget, evaluate, fit
+
+STAND_IN = "python-docs"
+
+
+def seed() -> int:
+    """The seed of the chapters' live runs: the environment variable ``SLMLIB_SEED``, 0 if unset."""
+    text = os.environ.get("SLMLIB_SEED") or "0"
+    if not text.isdecimal():
+        raise ValueError(f"SLMLIB_SEED is {text!r}; set it to a non-negative integer, or unset it")
+    return int(text)
+
+
+def start(name: str) -> Corpus:
+    """Set the figures' style, say under which conditions the chapter runs, and load its corpus.
+
+    Where the corpus cannot be had the chapter goes on with ``python-docs``, under a banner that says so.
+
+    Raises:
+        CorpusDamaged: if it is there with the wrong bytes; that is for the reader to mend, not to paper over.
+    """
+    figures.use_style()
+    try:
+        corpus = load_corpus(name)
+    except CorpusUnavailable as error:
+        corpus = stand_in(name)
+        display(HTML(_banner(name, error)))
+    print(
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+        f"corpus {corpus.name}, budget {budget()}, seed {seed()}"
+    )
+    return corpus
+
+
+def stand_in(name: str) -> Corpus:
+    """The embedded corpus, marked as standing in for the one of that name."""
+    return replace(load_corpus(STAND_IN), stands_in_for=name)
+
+
+def _banner(name: str, error: Exception) -> str:
+    return (
+        f'<div class="slm-banner" role="note"><strong>This page ran on {STAND_IN}, not on {name}.</strong> '
+        "The corpus could not be had, so the English text of Python's own documentation stands in for it. "
+        "Nothing here may be compared with the paper, and what the prose says of Shakespeare need not hold."
+        f"<details><summary>What was tried</summary>{escape(str(error))}</details></div>"
+    )
+
+
+@dataclass
+class LiveRun:
+    """A model that a chapter trained, and how it went."""
+
+    label: str
+    model: nn.Module
+    training: TrainingConfig
+    history: History
+    test_nll: float  # nats a token
+
+
+def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, seed: int) -> LiveRun:
+    """Build, fit and test one model.
+
+    The test looks at the test split as ``fit`` looks at the validation split, but scores the same tokens for
+    every context up to the paper's 128: those that windows of 128 would score.
+    """
+    model = build(config, len(corpus.vocabulary), seed=seed)
+    history = fit(model, corpus, training, seed=seed)
+    test = corpus.test[max(0, 128 - config.context) :]
+    test_nll = evaluate(model, test, training.eval_windows, training.eval_stride)
+    return LiveRun(label, model, training, history, test_nll)
+
+
+def rerun(label: str, corpus: Corpus) -> LiveRun:
+    """The paper's run of that label, trained here at the budget in force with the chapters' seed."""
+    run = paper.run(label)
+    return train(label, run.model, run.training.at(budget()), corpus, seed())
+
+
+def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
+    """One row a run: test NLL of this run, the paper's figure, parameters, windows seen here and in the paper.
+
+    What is the paper's is left out on a stand-in corpus.
+    """
+    rows = {}
+    for live in runs:
+        reported = paper.run(live.label)
+        row = {"this run": f"{live.test_nll:.3f}"}
+        if not corpus.stands_in_for:
+            row["paper's figure"] = f"{reported.test_nll:.3f}"
+        count = n_parameters(live.model)
+        row |= {"parameters": f"{count.total:,}", "without embeddings": f"{count.without_embeddings:,}"}
+        row["windows, this run"] = f"{live.training.epochs * live.training.windows_per_epoch:,}"
+        if not corpus.stands_in_for:
+            row["windows, paper"] = f"{reported.training.epochs * reported.training.windows_per_epoch:,}"
+        rows[live.label] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("test NLL, nats a token")
+
+
+def say(markdown: str) -> None:
+    """Show a paragraph of Markdown: prose that quotes what the run measured."""
+    display(Markdown(markdown))
+
+
+def quote(key: str, value: object) -> None:
+    """Keep a figure or a paragraph of Markdown under a key, for other pages of the built book to show."""
+    try:
+        from myst_nb import glue
+    except ImportError:  # it comes with the book's tools, which a notebook on its own does without
+        return
+    glue(key, Markdown(value) if isinstance(value, str) else value, display=False)
+
+
+def findings_apply(corpus: Corpus) -> bool:
+    """Whether the chapter's findings are to be asserted: not at the ``smoke`` budget, not on a stand-in corpus."""
+    return budget() != "smoke" and not corpus.stands_in_for

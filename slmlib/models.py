@@ -1,0 +1,392 @@
+"""The networks: one frozen config and one module an architecture, and ``build`` to go from one to the other.
+
+Every module maps token ids (B, T) to logits (B, V) for the token that follows the window.
+Shapes: B batch, T context, C model width, H heads, D = C / H head width, V vocabulary, L layers.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .windows import generator as seeded
+
+EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
+
+
+class _Config:
+    """Validation that the configs share: integers at least 1 (0 where allowed), rates in [0, 1), known choices."""
+
+    _may_be_zero = ()
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int:
+                least = 0 if f.name in self._may_be_zero else 1
+                ok, want = type(value) is int and value >= least, f"an integer of at least {least}"
+            elif f.type is float:
+                ok, want = isinstance(value, int | float) and 0 <= value < 1, "a number in [0, 1)"
+            elif f.type is bool:
+                ok, want = isinstance(value, bool), "True or False"
+            else:
+                choices = get_args(f.type)
+                ok, want = value in choices, "one of " + ", ".join(map(repr, choices))
+            if not ok:
+                raise ValueError(f"{type(self).__name__}.{f.name} must be {want}, got {value!r}")
+            if f.type is float:
+                object.__setattr__(self, f.name, float(value))  # 0 and 0.0 are one config: one repr, one JSON
+
+
+@dataclass(frozen=True)
+class LinearConfig(_Config):
+    """One linear map from the embedded, concatenated window to the logits."""
+
+    context: int = 128
+    d_model: int = 128
+
+
+@dataclass(frozen=True)
+class MLPConfig(_Config):
+    """Two hidden ReLU layers of ``hidden`` units between the concatenated window and the logits."""
+
+    context: int = 128
+    d_model: int = 128
+    hidden: int = 256
+    dropout: float = 0.1  # after each hidden layer
+
+
+@dataclass(frozen=True)
+class TransformerConfig(_Config):
+    """A stack of causal blocks. One layer with ``ff_width=512`` is the paper's "self-attention" model."""
+
+    context: int = 128
+    d_model: int = 128
+    heads: int = 4
+    layers: int = 3
+    ff_width: int = 256  # 0 leaves the feed-forward sublayer out
+    ff_kind: Literal["relu", "swiglu"] = "relu"
+    dropout: float = 0.1  # after the feed-forward, and at the site that comes next
+    dropout_site: Literal["attention", "residual"] = "attention"  # on attention weights, or on each branch's output
+    norm: Literal["post", "pre", "none"] = "post"  # LayerNorm after each residual sum, before each sublayer, nowhere
+    positions: Literal["learned", "rope", "none"] = "learned"
+    residual: bool = True
+    qkv_init: Literal["xavier", "linear"] = "xavier"  # nn.MultiheadAttention's initialisation, or nn.Linear's
+
+    _may_be_zero = ("ff_width",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.d_model % self.heads:
+            raise ValueError(
+                f"TransformerConfig.heads must divide d_model, got heads={self.heads}, d_model={self.d_model}"
+            )
+        if self.positions == "rope" and self.head_width % 2:
+            raise ValueError(
+                "TransformerConfig.positions='rope' rotates pairs and needs an even head width, "
+                f"got d_model / heads = {self.d_model} / {self.heads} = {self.head_width}"
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.d_model // self.heads
+
+
+Config = LinearConfig | MLPConfig | TransformerConfig
+
+
+def _whole_windows(tokens: Tensor, context: int):
+    if tokens.dim() != 2 or tokens.size(1) != context:
+        raise ValueError(f"tokens must be (B, {context}), whole windows, got {tuple(tokens.shape)}")
+
+
+class Linear(nn.Module):
+    """softmax(W [e(x_1); …; e(x_T)] + b): the window's embeddings side by side, then one linear map."""
+
+    def __init__(self, config: LinearConfig, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(vocab_size, config.d_model)
+        self.head = nn.Linear(config.context * config.d_model, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) ids -> (B, V) logits."""
+        _whole_windows(tokens, self.config.context)
+        return self.head(self.embed(tokens).flatten(1))  # (B, T, C) -> (B, T·C) -> (B, V)
+
+
+class MLP(nn.Module):
+    """The neural probabilistic language model of Bengio et al. (2003), with two hidden ReLU layers."""
+
+    def __init__(self, config: MLPConfig, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(vocab_size, config.d_model)
+        self.hidden = nn.Sequential(
+            nn.Linear(config.context * config.d_model, config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+        )
+        self.head = nn.Linear(config.hidden, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) ids -> (B, V) logits."""
+        _whole_windows(tokens, self.config.context)
+        return self.head(self.hidden(self.embed(tokens).flatten(1)))
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al., 2021), half-split pairing: coordinate i turns with i + D/2.
+
+    Pair i at position t is rotated by the angle t · 10000^(-2i/D).
+    """
+
+    def __init__(self, head_width: int, context: int):
+        super().__init__()
+        rate = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)  # (D/2,)
+        angle = torch.outer(torch.arange(context), rate)  # (T, D/2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate x (B, H, T, D), whose t-th row stands at ``positions[t]``."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al., 2017), computed at the scored positions only."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        C = config.d_model
+        self.heads = config.heads
+        self.dropout = config.dropout if config.dropout_site == "attention" else 0.0
+        self.qkv = nn.Linear(C, 3 * C)
+        self.out = nn.Linear(C, C)
+        self.rotary = Rotary(config.head_width, config.context) if config.positions == "rope" else None
+        if config.qkv_init == "xavier":
+            nn.init.xavier_uniform_(self.qkv.weight)
+            nn.init.zeros_(self.qkv.bias)
+            nn.init.zeros_(self.out.bias)
+
+    def project(self, x: Tensor, scored: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) -> queries (B, H, S, D) at the scored positions, keys and values (B, H, T, D) at all."""
+        C = x.size(-1)
+        W, b = self.qkv.weight, self.qkv.bias
+        q = F.linear(x[:, scored], W[:C], b[:C])
+        k, v = F.linear(x, W[C:], b[C:]).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        if self.rotary is not None:
+            positions = torch.arange(x.size(1), device=x.device)
+            q, k = self.rotary(q, positions[scored]), self.rotary(k, positions)
+        return q, k, v
+
+    def forward(self, x: Tensor, scored: slice = EVERY) -> Tensor:
+        """(B, T, C) -> (B, S, C), S scored positions."""
+        q, k, v = self.project(x, scored)
+        # The last query may look at every key, so only the full square needs the causal mask.
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=scored == EVERY)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The attention weights (B, H, T, T): row t is where position t looks."""
+        q, k, _ = self.project(x, EVERY)
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5
+        future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+class FeedForward(nn.Module):
+    """Position by position: C -> W -> C through ReLU, or through SwiGLU (Shazeer, 2020), then dropout."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        C, W = config.d_model, config.ff_width
+        self.up = nn.Linear(C, W)
+        self.gate = nn.Linear(C, W) if config.ff_kind == "swiglu" else None
+        self.down = nn.Linear(W, C)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        return self.dropout(self.down(h))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each inside a residual sum with a LayerNorm after or before it."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.pre, self.residual = config.norm == "pre", config.residual
+        self.attention = Attention(config)
+        self.norm1 = _norm(config)
+        self.feed_forward = FeedForward(config) if config.ff_width else None
+        self.norm2 = _norm(config) if config.ff_width else None
+        self.dropout = nn.Dropout(config.dropout if config.dropout_site == "residual" else 0.0)
+
+    def forward(self, x: Tensor, scored: slice = EVERY) -> Tensor:
+        """(B, T, C) -> (B, S, C)."""
+        a = self.dropout(self.attention(self.norm1(x) if self.pre else x, scored))
+        x = self._add(x[:, scored], a, self.norm1)
+        if self.feed_forward is None:
+            return x
+        f = self.dropout(self.feed_forward(self.norm2(x) if self.pre else x))
+        return self._add(x, f, self.norm2)
+
+    def _add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
+        y = x + branch if self.residual else branch
+        return y if self.pre else norm(y)
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    return nn.Identity() if config.norm == "none" else nn.LayerNorm(config.d_model)
+
+
+class Transformer(nn.Module):
+    """Embedding and positions, L blocks, a final LayerNorm, a linear head (not tied to the embedding)."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = _norm(config)
+        self.head = nn.Linear(config.d_model, vocab_size)
+
+    def forward(self, tokens: Tensor, every_position: bool = False) -> Tensor:
+        """(B, t) ids, t <= T -> (B, V) logits after the last token, or (B, t, V) after every one.
+
+        Without ``every_position`` the last block works at the last position alone: its keys and values
+        are needed everywhere, its queries, feed-forward and output at one position only.
+        """
+        x = self._embed(tokens)
+        *first, last = self.blocks
+        for block in first:
+            x = block(x)
+        logits = self.head(self.norm(last(x, EVERY if every_position else LAST)))
+        return logits if every_position else logits[:, 0]
+
+    @torch.no_grad()
+    def attention_maps(self, tokens: Tensor) -> Tensor:
+        """(B, t) ids -> attention weights of every layer and head, (L, B, H, t, t), without dropout; rows sum to 1."""
+        with evaluating(self):
+            x, maps = self._embed(tokens), []
+            for block in self.blocks:
+                maps.append(block.attention.weights(block.norm1(x) if block.pre else x))
+                x = block(x)
+        return torch.stack(maps)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if tokens.dim() != 2 or not 1 <= tokens.size(1) <= self.config.context:
+            raise ValueError(f"tokens must be (B, t) with 1 <= t <= {self.config.context}, got {tuple(tokens.shape)}")
+        x = self.embed(tokens)  # (B, T, C)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.size(1)]
+        return x
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Evaluation mode inside, the mode the model was in afterwards, error or not."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+_MODULES = {LinearConfig: Linear, MLPConfig: MLP, TransformerConfig: Transformer}
+
+
+def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module:
+    """The module that ``config`` describes, over ``vocab_size`` tokens.
+
+    With a ``seed`` the initial weights depend on it alone and the global generator is left as it was;
+    without, they come from the global generator, as for any ``nn.Module``.
+
+    Raises:
+        TypeError: if ``config`` is not one of the three configs.
+        ValueError: if ``vocab_size`` is not a positive integer.
+    """
+    if type(config) not in _MODULES:
+        raise TypeError(f"config must be a LinearConfig, MLPConfig or TransformerConfig, got {config!r}")
+    if type(vocab_size) is not int or vocab_size < 1:
+        raise ValueError(f"vocab_size must be a positive integer, got {vocab_size!r}")
+    if seed is None:
+        return _MODULES[type(config)](config, vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seeded(seed, "initialisation").initial_seed())
+        return _MODULES[type(config)](config, vocab_size)
+
+
+class ParameterCount(NamedTuple):
+    total: int
+    without_embeddings: int  # token and position embeddings left out; the output head counts
+
+
+def n_parameters(model: nn.Module) -> ParameterCount:
+    """How many numbers training sets, in all and without the embedding tables."""
+    total = sum(p.numel() for p in model.parameters())
+    embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
+    return ParameterCount(total, total - embeddings)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt: Tensor,
+    n: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    pad: int = 0,
+) -> Tensor:
+    """Continue ``prompt`` by ``n`` sampled tokens.
+
+    The model always sees a whole window, as in training: the last T tokens, filled up on the left with
+    ``pad`` while there are fewer (id 0 is the newline in the character corpora).
+
+    Args:
+        model: any module of this file; it is sampled in evaluation mode and left in the mode it was in.
+        prompt: 1-D ids, of any length, empty included.
+        n: how many tokens to add.
+        temperature: divides the logits; 0 takes the likeliest token each time.
+        top_k: sample among the k likeliest tokens only.
+        generator: source of randomness, on the CPU; the global one if left out.
+
+    Returns:
+        1-D int64 ids on the CPU: the prompt and n more.
+
+    Raises:
+        ValueError: for a prompt that is not 1-D, a negative n or temperature, or a top_k below 1.
+    """
+    if prompt.dim() != 1:
+        raise ValueError(f"prompt must be 1-D ids, got shape {tuple(prompt.shape)}")
+    if n < 0 or not temperature >= 0 or (top_k is not None and top_k < 1):
+        raise ValueError(
+            f"need n >= 0, temperature >= 0 and top_k >= 1 or None, got n={n}, temperature={temperature}, top_k={top_k}"
+        )
+    context, device = model.config.context, next(model.parameters()).device
+    ids = torch.cat((torch.full((context,), pad), prompt.cpu().long()))
+    with evaluating(model):
+        for _ in range(n):
+            logits = model(ids[-context:][None].to(device))[0].cpu()  # (V,)
+            likeliest = logits.topk(min(top_k or len(logits), len(logits)))  # sorted: the first is the greedy choice
+            if temperature == 0:
+                chosen = 0
+            else:
+                p = ((likeliest.values - likeliest.values[0]) / temperature).softmax(0)  # the largest is 0
+                chosen = torch.multinomial(p, 1, generator=generator)
+            ids = torch.cat((ids, likeliest.indices[chosen].view(1)))
+    return ids[context:]

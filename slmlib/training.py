@@ -1,0 +1,196 @@
+"""Training and evaluation: the loop that every result in the book comes from."""
+
+import math
+import os
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from .corpora import Corpus
+from .models import evaluating
+from .windows import Windows, generator
+
+#: How much of the paper's training each budget gets: the fraction of its windows per epoch.
+BUDGETS = {"smoke": 0.002, "reduced": 0.06, "paper": 1.0}
+
+
+def budget() -> str:
+    """The budget in force: the environment variable ``SLMLIB_BUDGET``, ``reduced`` if unset.
+
+    Raises:
+        ValueError: if it is set to something else than ``smoke``, ``reduced`` or ``paper``.
+    """
+    name = os.environ.get("SLMLIB_BUDGET") or "reduced"
+    if name not in BUDGETS:
+        raise ValueError(f"SLMLIB_BUDGET is {name!r}; set it to one of {', '.join(BUDGETS)}, or unset it")
+    return name
+
+
+class Diverged(FloatingPointError):
+    """The training loss became NaN or infinite."""
+
+    def __init__(self, step: int, loss: float, learning_rate: float):
+        super().__init__(
+            f"loss is {loss} at step {step}, with learning rate {learning_rate:g}; lower the learning rate"
+        )
+        self.step, self.loss, self.learning_rate = step, loss, learning_rate
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Adam with default betas, no weight decay, no schedule; an epoch is a number of windows drawn at random."""
+
+    epochs: int = 3
+    windows_per_epoch: int = 50_000
+    eval_windows: int | None = 10_000  # validation uses the first so many of its split; None: all
+    eval_stride: int = 1  # and of these every so manieth
+    batch: int = 64
+    learning_rate: float = 3e-4
+
+    def __post_init__(self):
+        for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch"):
+            value = getattr(self, name)
+            if not (type(value) is int and value >= 1) and not (name == "eval_windows" and value is None):
+                raise ValueError(f"TrainingConfig.{name} must be an integer of at least 1, got {value!r}")
+        if not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
+            raise ValueError(f"TrainingConfig.learning_rate must be a positive number, got {self.learning_rate!r}")
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))  # 1 and 1.0 are one config
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.windows_per_epoch / self.batch)
+
+    def at(self, budget: str, sized_for: str = "paper") -> "TrainingConfig":
+        """The same training at a smaller budget than the one that it is sized for.
+
+        An epoch keeps that fraction of its windows, at least one batch; validation looks at the same text
+        through every eighth of its windows. At the budget it is sized for, and above, nothing changes.
+        """
+        for name in (budget, sized_for):
+            if name not in BUDGETS:
+                raise ValueError(f"unknown budget {name!r}; there are {', '.join(BUDGETS)}")
+        fraction = BUDGETS[budget] / BUDGETS[sized_for]
+        if fraction >= 1:
+            return self
+        windows = min(self.windows_per_epoch, max(self.batch, round(self.windows_per_epoch * fraction)))
+        return replace(self, windows_per_epoch=windows, eval_stride=8 * self.eval_stride)
+
+
+@dataclass
+class History:
+    """What a run of ``fit`` leaves, at least one epoch of it. Losses are NLL in nats a token."""
+
+    step_losses: list[float] = field(default_factory=list)  # training, one a step
+    train: list[float] = field(default_factory=list)  # mean over each epoch's windows, dropout on
+    valid: list[float] = field(default_factory=list)  # after each epoch
+    seconds: float = 0.0  # of training and validation together
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, counted from 1, whose weights the model has now."""
+        return min(range(len(self.valid)), key=self.valid.__getitem__) + 1
+
+
+def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, progress: bool = True) -> History:
+    """Train ``model`` in place on windows of ``corpus.train``.
+
+    It ends with the weights of its best-validation epoch, in evaluation mode, without gradients.
+
+    It trains where its parameters are. The same model, corpus, training and seed give the same weights,
+    bit for bit, on the same machine with the same number of threads; no global random state is touched.
+
+    Args:
+        model: a module with a ``config.context``, (B, T) ids -> (B, V) logits.
+        seed: which windows are drawn, and which units dropout drops.
+        progress: show a bar (the environment variable ``TQDM_DISABLE=1`` hides it everywhere).
+
+    Raises:
+        ValueError: if a split is too short for the context or for ``training.eval_windows``.
+        Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
+    """
+    device = next(model.parameters()).device
+    windows = Windows(corpus.train.to(device), model.config.context)
+    there = len(Windows(corpus.valid, model.config.context))
+    if training.eval_windows is not None and training.eval_windows > there:
+        raise ValueError(
+            f"TrainingConfig.eval_windows is {training.eval_windows}, but the validation split holds {there} windows"
+        )
+    draws = generator(seed, "windows")
+    optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    history, best, began = History(), None, time.perf_counter()
+    hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bars do not read it themselves
+    bar = tqdm(total=training.epochs * training.steps_per_epoch, unit="step", leave=False, disable=hidden)
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # nn.Dropout reads the global generator of its device: seed that one alone, for the run alone.
+        dropout = generator(seed, "dropout").initial_seed()
+        torch.default_generator.manual_seed(dropout)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(dropout)
+        for _ in range(training.epochs):
+            model.train()
+            starts = windows.draw(training.windows_per_epoch, draws).to(device)
+            losses = []
+            for chosen in starts.split(training.batch):
+                inputs, targets = windows[chosen]
+                loss = F.cross_entropy(model(inputs), targets)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses.append(loss.detach())
+                bar.update()
+                if len(losses) % 100 == 0:
+                    _check(losses[-100:], len(history.step_losses) + len(losses) - 100, training)
+            _check(losses, len(history.step_losses), training)
+            history.step_losses += torch.stack(losses).tolist()
+            sizes = torch.tensor([len(c) for c in starts.split(training.batch)], device=device)
+            history.train.append((torch.stack(losses) * sizes).sum().item() / len(starts))
+            history.valid.append(evaluate(model, corpus.valid, training.eval_windows, training.eval_stride))
+            if not math.isfinite(history.valid[-1]):  # the epoch's last update has shown in no training loss yet
+                raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate)
+            bar.set_postfix(valid=f"{history.valid[-1]:.3f}")
+            if history.best_epoch == len(history.valid):
+                best = {k: v.clone() for k, v in model.state_dict().items()}  # a copy: later steps update in place
+    model.load_state_dict(best)
+    model.zero_grad()
+    model.eval()
+    history.seconds = time.perf_counter() - began
+    return history
+
+
+def _check(losses: list[Tensor], done: int, training: TrainingConfig):
+    values = torch.stack(losses)
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise Diverged(done + first + 1, values[first].item(), training.learning_rate)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride: int = 1, batch: int = 512) -> float:
+    """Mean NLL in nats a token over the first ``n_windows`` windows of ``ids``, all of them if None.
+
+    With a ``stride`` above 1 only every so manieth of these is looked at: the same text, at less cost.
+    Runs in evaluation mode, where the model's parameters are, and leaves the model in the mode it was in.
+
+    Raises:
+        ValueError: if ``ids`` holds fewer windows than asked for, or ``stride`` is below 1.
+    """
+    device = next(model.parameters()).device
+    windows = Windows(ids.to(device), model.config.context)
+    n = len(windows) if n_windows is None else n_windows
+    if not 1 <= n <= len(windows):
+        raise ValueError(f"n_windows must be from 1 to the {len(windows)} there are, got {n_windows!r}")
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride!r}")
+    starts = torch.arange(0, n, stride, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with evaluating(model):
+        for chosen in starts.split(batch):
+            inputs, targets = windows[chosen]
+            total += F.cross_entropy(model(inputs), targets, reduction="sum").double()
+    return total.item() / len(starts)

@@ -1,0 +1,337 @@
+import functools
+import hashlib
+import http.server
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from slmlib import corpora
+from slmlib.corpora import Corpus, CorpusDamaged, CorpusUnavailable, Vocabulary, load_corpus
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+WORD_CORPORA = {  # words in train, valid and test; distinct words in train
+    "ptb": (887_521, 70_390, 78_669, 9_999),
+    "wikitext-2": (2_051_910, 213_886, 241_211, 33_277),
+}
+
+
+@functools.cache
+def real(name):
+    """The corpus and its raw files, if they are in the cache of whoever runs the tests; nothing is downloaded."""
+    folder = corpora.data_folder()
+    files = [file for file in corpora.FILES if file.startswith(name + "/")]
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        pytest.skip(f"needs {', '.join(missing)} in {folder}")
+    return load_corpus(name), [(folder / file).read_bytes() for file in files]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, and no proxy."""
+    monkeypatch.setenv("SLMLIB_DATA", str(tmp_path))
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def offline(cache, monkeypatch):
+    """No network: every request goes to a proxy that is not there."""
+    for name in PROXIES[:3]:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    return cache
+
+
+@pytest.fixture
+def serve(cache, monkeypatch):
+    """serve(content, expected) puts one file on a local server and into FILES under that hash."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        content = b""
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.content)))
+            self.end_headers()
+            self.wfile.write(self.content)
+            requests.append(self.path)
+
+        def log_message(self, *args):
+            pass
+
+    requests = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def start(content, expected=None):
+        Handler.content = content
+        url = f"http://127.0.0.1:{server.server_port}/abc.txt"
+        expected = expected or hashlib.sha256(content).hexdigest()
+        monkeypatch.setattr(corpora, "FILES", {"toy/input.txt": (url, expected)})
+        return requests
+
+    yield start
+    server.shutdown()
+    server.server_close()
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# The splits
+
+
+def test_tiny_shakespeare_is_split_where_the_paper_splits_it():
+    corpus, [raw] = real("tiny_shakespeare")
+    assert len(raw) == 1_115_394
+    assert hashlib.sha256(raw).hexdigest() == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    train, newline, rest = raw[:892_117], raw[892_117:892_118], raw[892_118:]
+    valid, newline2, test = rest[:111_669], rest[111_669:111_670], rest[111_670:]
+    assert newline == newline2 == b"\n"
+    assert (len(train), len(valid), len(test)) == (892_117, 111_669, 111_606)
+    for ids, expected in ((corpus.train, train), (corpus.valid, valid), (corpus.test, test)):
+        text = corpus.vocabulary.decode(ids).encode()
+        assert (len(ids), hashlib.sha256(text).digest()) == (len(expected), hashlib.sha256(expected).digest())
+    assert len(corpus.vocabulary) == 65
+    assert corpus.vocabulary.tokens == tuple(sorted({chr(b) for b in raw}))
+
+
+@pytest.mark.parametrize("name", WORD_CORPORA)
+def test_word_corpora_have_the_papers_words(name):
+    corpus, raw = real(name)
+    splits = [text.decode().split() for text in raw]
+    ids = corpus.train, corpus.valid, corpus.test
+    assert (*map(len, ids), len(corpus.vocabulary)) == WORD_CORPORA[name]
+    assert [len(words) for words in splits] == [len(i) for i in ids]
+    assert corpus.vocabulary.tokens == tuple(sorted(set(splits[0])))
+    for words, i in zip(splits, ids, strict=True):
+        assert corpus.vocabulary.decode(i) == " ".join(words)
+    assert "<eos>" not in corpus.vocabulary.tokens
+
+
+@pytest.mark.parametrize("name", ["python-docs", "tiny_shakespeare", *WORD_CORPORA])
+def test_splits_are_id_tensors_over_one_vocabulary(name):
+    corpus = load_corpus(name) if name == "python-docs" else real(name)[0]
+    assert (corpus.name, corpus.stands_in_for) == (name, None)
+    for ids in (corpus.train, corpus.valid, corpus.test):
+        assert (ids.dtype, ids.dim()) == (torch.int64, 1)
+        assert 0 <= ids.min() <= ids.max() < len(corpus.vocabulary)
+        some = corpus.vocabulary.decode(ids[:500])
+        assert torch.equal(corpus.vocabulary.encode(some), ids[:500])
+
+
+def test_python_docs_is_the_whole_of_pydocs_topics_and_large_enough_to_stand_in():
+    from pydoc_data.topics import topics
+
+    corpus = load_corpus("python-docs")
+    splits = corpus.train, corpus.valid, corpus.test
+    text = "".join(map(corpus.vocabulary.decode, splits))
+    assert text == "\n".join(topics[key] for key in sorted(topics))
+    assert corpus.vocabulary.tokens == tuple(sorted(set(text)))
+    assert len(corpus.train) == pytest.approx(0.8 * len(text), abs=1)
+    assert min(map(len, splits)) > 10_000 + 128  # the paper's evaluation windows fit
+
+
+def test_head_cuts_the_splits_and_keeps_the_vocabulary():
+    ids = torch.arange(5)
+    corpus = Corpus("toy", ids, ids, ids, Vocabulary(tuple("abcde"), "character"))
+    short = corpus.head(train=3, valid=1)
+    assert [len(split) for split in (short.train, short.valid, short.test)] == [3, 1, 5]
+    assert short.train.tolist() == [0, 1, 2]
+    assert (short.name, short.vocabulary) == ("toy", corpus.vocabulary)
+
+
+def store(cache, monkeypatch, name, **texts):
+    """Put files of a corpus into the cache, and their hashes into FILES."""
+    (cache / name).mkdir(exist_ok=True)
+    for stem, text in texts.items():
+        (cache / name / f"{stem}.txt").write_bytes(text.encode())
+        hashed = "https://nowhere.invalid", hashlib.sha256(text.encode()).hexdigest()
+        monkeypatch.setitem(corpora.FILES, f"{name}/{stem}.txt", hashed)
+
+
+def test_character_splits_without_the_real_text(cache, monkeypatch):
+    marks = "".join(chr(ord("a") + i * i * 7 % 26) for i in range(1_115_394 - 3))
+    text = marks[:892_117] + "\n" + marks[892_117 : 892_117 + 111_669] + "\n" + marks[892_117 + 111_669 :] + "Z"
+    store(cache, monkeypatch, "tiny_shakespeare", input=text)
+    corpus = load_corpus("tiny_shakespeare")
+    decoded = [corpus.vocabulary.decode(ids) for ids in (corpus.train, corpus.valid, corpus.test)]
+    assert "\n".join(decoded) == text
+    assert list(map(len, decoded)) == [892_117, 111_669, 111_606]
+    assert corpus.vocabulary.tokens[0] == "Z"  # in the test split only; neither dropped newline counts
+
+
+@pytest.mark.parametrize("name", WORD_CORPORA)
+def test_the_vocabulary_of_words_is_the_train_splits(cache, monkeypatch, name):
+    store(cache, monkeypatch, name, train=" the cat \n the N\n", valid="N cat\n", test="the\n\nthe\n")
+    corpus = load_corpus(name)
+    assert corpus.vocabulary == Vocabulary(("N", "cat", "the"), "word")
+    assert [ids.tolist() for ids in (corpus.train, corpus.valid, corpus.test)] == [[2, 1, 2, 0], [0, 1], [2, 2]]
+    store(cache, monkeypatch, name, test="the dog")
+    with pytest.raises(ValueError, match="word 'dog' at position 1"):
+        load_corpus(name)
+
+
+# The vocabulary
+
+CHARACTERS = Vocabulary(tuple("\nabé"), "character")
+WORDS = Vocabulary(("<unk>", "N", "cat", "the"), "word")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "text", "ids"),
+    [
+        (CHARACTERS, "ba\né", [2, 1, 0, 3]),
+        (CHARACTERS, "", []),
+        (WORDS, "the cat <unk> N", [3, 2, 0, 1]),
+        (WORDS, "", []),
+    ],
+)
+def test_encode_and_decode_are_inverse(vocabulary, text, ids):
+    encoded = vocabulary.encode(text)
+    assert (encoded.dtype, encoded.tolist()) == (torch.int64, ids)
+    assert vocabulary.decode(encoded) == vocabulary.decode(ids) == text
+
+
+def test_words_are_separated_by_any_whitespace():
+    assert WORDS.encode(" the\n cat \t N\n").tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "text", "named"),
+    [
+        (CHARACTERS, "abxy", ("character 'x'", "position 2", "4 known")),
+        (WORDS, "the dog", ("word 'dog'", "position 1")),
+    ],
+)
+def test_an_unknown_token_is_named_with_its_position(vocabulary, text, named):
+    with pytest.raises(ValueError) as error:
+        vocabulary.encode(text)
+    assert all(words in str(error.value) for words in named)
+
+
+@pytest.mark.parametrize("bad", [4, -1])
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_an_id_outside_the_vocabulary_is_named_with_its_position(bad, kind):
+    with pytest.raises(ValueError, match=rf"id {bad} at position 2 is not from 0 to 3"):
+        CHARACTERS.decode(kind([0, 1, bad, 9]))
+
+
+# Getting the files
+
+
+def test_every_source_is_immutable_and_hashed():
+    assert Counter(file.split("/")[0] for file in corpora.FILES) == {"tiny_shakespeare": 1, "ptb": 3, "wikitext-2": 3}
+    for url, sha256 in corpora.FILES.values():
+        assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/\S+\.txt", url)
+        assert re.fullmatch("[0-9a-f]{64}", sha256)
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "", "toy/input.txt"])
+def test_an_unknown_corpus_lists_those_there_are(name):
+    with pytest.raises(ValueError) as error:
+        load_corpus(name)
+    assert repr(name) in str(error.value)
+    assert all(known in str(error.value) for known in ("tiny_shakespeare", "ptb", "wikitext-2", "python-docs"))
+
+
+@pytest.mark.parametrize(("name", "file"), [("tiny_shakespeare", "input.txt"), ("ptb", "train.txt")])
+def test_offline_a_missing_file_says_what_was_tried_and_what_to_do(offline, name, file):
+    with pytest.raises(CorpusUnavailable) as error:
+        load_corpus(name)
+    url, _ = corpora.FILES[f"{name}/{file}"]
+    for words in (str(offline / name / file), "missing", url, "connect to the internet", "SLMLIB_DATA"):
+        assert words in str(error.value)
+    assert files_in(offline) == []
+
+
+def test_offline_a_damaged_file_names_both_hashes_and_is_left_as_it_was(offline):
+    path = offline / "tiny_shakespeare" / "input.txt"
+    path.parent.mkdir()
+    path.write_bytes(damaged := b"First Citizen:\nBefore we proceed any further, hear me spoak.\n")
+    with pytest.raises(CorpusDamaged) as error:
+        load_corpus("tiny_shakespeare")
+    _, expected = corpora.FILES["tiny_shakespeare/input.txt"]
+    for words in (str(path), hashlib.sha256(damaged).hexdigest(), expected, "damaged", "delete it", "SLMLIB_DATA"):
+        assert words in str(error.value)
+    assert path.read_bytes() == damaged
+    assert files_in(offline) == [path]
+
+
+@pytest.fixture
+def raw():
+    return real("tiny_shakespeare")[1][0]
+
+
+def test_offline_one_flipped_byte_of_the_real_file_is_found(raw, offline):  # raw first, from the cache outside
+    path = offline / "tiny_shakespeare" / "input.txt"
+    path.parent.mkdir()
+    path.write_bytes(raw)
+    assert len(load_corpus("tiny_shakespeare").train) == 892_117  # a sound cache needs no network
+    path.write_bytes(raw[:500_000] + bytes([raw[500_000] ^ 1]) + raw[500_001:])
+    with pytest.raises(CorpusDamaged, match="damaged"):
+        load_corpus("tiny_shakespeare")
+
+
+def test_a_download_lands_in_the_cache_verified_and_is_not_repeated(cache, serve):
+    requests = serve(b"to be\n")
+    for _ in range(2):
+        path = corpora.fetch("toy/input.txt")
+        assert path == cache / "toy" / "input.txt"
+        assert path.read_bytes() == b"to be\n"
+    assert len(requests) == 1
+    assert files_in(cache) == [path]
+
+
+def test_a_damaged_file_is_replaced_by_a_sound_download(cache, serve):
+    serve(b"to be\n")
+    path = cache / "toy" / "input.txt"
+    path.parent.mkdir()
+    path.write_bytes(b"to bee\n")
+    assert corpora.fetch("toy/input.txt").read_bytes() == b"to be\n"
+
+
+@pytest.mark.parametrize("before", [None, b"damaged"])
+def test_a_download_with_the_wrong_hash_is_refused_and_leaves_nothing_behind(cache, serve, before):
+    requests = serve(b"tampered", expected="0" * 64)
+    path = cache / "toy" / "input.txt"
+    if before:
+        path.parent.mkdir()
+        path.write_bytes(before)
+    with pytest.raises(CorpusDamaged if before else CorpusUnavailable) as error:
+        corpora.fetch("toy/input.txt")
+    assert requests == ["/abc.txt"]
+    assert hashlib.sha256(b"tampered").hexdigest() in str(error.value)
+    assert "0" * 64 in str(error.value)
+    assert [f.read_bytes() for f in files_in(cache)] == ([before] if before else [])
+
+
+def test_the_cache_folder_is_slmlib_data_or_the_users_cache(cache, monkeypatch):
+    assert corpora.data_folder() == cache.resolve()
+    monkeypatch.setenv("SLMLIB_DATA", "~/somewhere")
+    monkeypatch.setenv("HOME", str(cache))
+    assert corpora.data_folder() == cache.resolve() / "somewhere"
+    pooch = pytest.importorskip("pooch")
+    monkeypatch.setenv("SLMLIB_DATA", "")
+    assert corpora.data_folder() == pooch.os_cache("slmlib")
+
+
+def test_models_training_and_python_docs_need_neither_pooch_nor_widgets():
+    code = (
+        "import sys; sys.modules.update(pooch=None, ipywidgets=None)\n"
+        "import slmlib.models, slmlib.training, slmlib.corpora\n"
+        "print(len(slmlib.corpora.load_corpus('python-docs').train))"
+    )
+    root = Path(corpora.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0

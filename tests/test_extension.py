@@ -1,0 +1,64 @@
+"""The local Sphinx extension: the book's own configuration, built with a tiny chapter, with and without an address."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LINE = 'repository: {url: "", branch: main}'
+BUTTONS = re.compile(r'href="([^"]*)"[^>]*?class="btn btn-sm[^>]*?title="([^"]*)"', re.DOTALL)
+
+
+def build(folder: Path, url: str) -> dict[str, str]:
+    """The links in the header of a built chapter, by tooltip."""
+    config = (ROOT / "_config.yml").read_text()
+    assert config.count(LINE) == 1
+    (folder / "_config.yml").write_text(config.replace(LINE, LINE.replace('""', f'"{url}"')))
+    (folder / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01-data\n")
+    for name in ("assets", "ext"):
+        shutil.copytree(ROOT / "book" / name, folder / "book" / name)
+    (folder / "book" / "references.bib").write_text("")
+    (folder / "book" / "intro.md").write_text("# Intro\n\nText, $x$.\n")
+    cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Chapter\n\n$x$"}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "book" / "01-data.ipynb").write_text(json.dumps(notebook))
+    call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", call, "build", str(folder), "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    html = (folder / "_build" / "html" / "book" / "01-data.html").read_text()
+    return {tooltip: link for link, tooltip in BUTTONS.findall(html) if link.startswith("http")}
+
+
+def test_without_an_address_there_is_no_button(tmp_path):
+    assert build(tmp_path, "") == {}
+    static = tmp_path / "_build" / "html" / "_static"
+    assert (static / "mathjax" / "tex-chtml.js").is_file() and (static / "custom.css").is_file()
+    outside = re.compile(r'<(script|link|img)[^>]*(src|href)="(https?:)?//')
+    assert not outside.search((tmp_path / "_build" / "html" / "book" / "01-data.html").read_text())
+
+
+@pytest.mark.parametrize("url", ["https://github.com/someone/book", "https://github.com/someone/book.git/"])
+def test_one_line_turns_the_buttons_on(tmp_path, url):
+    github = "https://github.com/someone/book"
+    assert build(tmp_path, url) == {
+        "Source repository": github,
+        "Suggest edit": f"{github}/edit/main/book/01-data.ipynb",
+        "Open an issue": f"{github}/issues/new?title=Issue%20on%20page%20%2Fbook/01-data.html&body="
+        "Your%20issue%20content%20here.",
+        "Launch on Binder": "https://mybinder.org/v2/gh/someone/book/main?urlpath=lab/tree/book/01-data.ipynb",
+        "Launch on Colab": "https://colab.research.google.com/github/someone/book/blob/main/book/01-data.ipynb",
+    }
+
+
+def test_elsewhere_than_on_github_there_is_no_colab(tmp_path):
+    buttons = build(tmp_path, "https://gitlab.com/someone/book")
+    assert buttons["Suggest edit"] == "https://gitlab.com/someone/book/-/edit/main/book/01-data.ipynb"
+    assert buttons["Launch on Binder"].startswith("https://mybinder.org/v2/gl/someone%2Fbook/main?")
+    assert "Launch on Colab" not in buttons

@@ -1,0 +1,136 @@
+"""What is committed: notebooks without outputs, one set of requirements, nothing of this or that machine."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+from IPython.core.interactiveshell import InteractiveShell
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+MADE = {".git", ".venv", ".run", "_build", "build", "dist"}  # folders that are never committed
+
+
+def tracked() -> list[Path]:
+    """The files Git knows or would add; in a copy without Git, all but what is made here."""
+    try:
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
+        paths = [ROOT / name for name in names if name]
+    except (OSError, subprocess.CalledProcessError):
+        paths = [
+            path
+            for path in ROOT.rglob("*")
+            if not MADE & set(path.relative_to(ROOT).parts)
+            and not any(part == "__pycache__" or part.endswith((".egg-info", "_cache")) for part in path.parts)
+        ]
+    return sorted(path for path in paths if path.is_file())
+
+
+FILES = tracked()
+
+
+def cells(notebook: Path) -> list[dict]:
+    return [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebooks_are_stripped(notebook):
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(notebook))
+    metadata = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3" and "widgets" not in metadata
+
+
+def toc_files(node) -> list[str]:
+    children = [child for key in ("parts", "chapters", "sections") for child in node.get(key, [])]
+    return [node[key] for key in ("root", "file") if key in node] + [f for c in children for f in toc_files(c)]
+
+
+def test_the_table_of_contents_and_the_folder_agree():
+    listed = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    there = {p.relative_to(ROOT).with_suffix("").as_posix() for e in ("ipynb", "md") for p in ROOT.glob(f"book/*.{e}")}
+    assert len(listed) == len(set(listed)) and set(listed) == there
+
+
+def test_chapters_start_with_the_same_guard():
+    assert len({"".join(cells(notebook)[0]["source"]) for notebook in NOTEBOOKS}) == 1
+
+
+@pytest.mark.parametrize("colab, installed", [(False, True), (False, False), (True, True), (True, False)])
+def test_the_guard_installs_on_colab_only(monkeypatch, colab, installed):
+    guard = "".join(cells(NOTEBOOKS[0])[0]["source"])
+    assert "google.colab" in guard
+    shell, asked = InteractiveShell(), []
+    shell.register_magic_function(asked.append, magic_name="pip")
+    monkeypatch.setenv("SLMLIB_REPOSITORY", "https://example.org/book")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    if colab:
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    shell.run_cell(guard).raise_error()
+    wanted = ["install --quiet git+https://example.org/book"] if colab and not installed else []
+    assert [" ".join(line.split()) for line in asked] == wanted
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    registry = "pypi" + ".org|pythonhosted" + ".org|download.pytorch" + ".org|anaconda" + ".org"
+    forbidden = re.compile(r"(?<![\w.])/(work|home|root|Users|tmp|opt)/|\.\./shared|" + registry)
+    allowed = {".ci/run": {"../shared"}}
+    found = {}
+    for path in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        if path == Path(__file__) or path.suffix in {".png", ".woff2"}:
+            continue
+        hits = {match.group() for match in forbidden.finditer(path.read_text(encoding="utf-8"))}
+        if hits - allowed.get(name, set()):
+            found[name] = hits
+    assert found == {}
+
+
+def test_files_are_small():
+    assert [path.name for path in FILES if path.stat().st_size > 1_000_000] == []
+
+
+def requirements(lines) -> dict[str, Requirement]:
+    found = [Requirement(line.split("#")[0]) for line in lines if line.strip() and line[0] not in "#-"]
+    assert len(found) == len({canonicalize_name(r.name) for r in found})
+    return {canonicalize_name(r.name): r for r in found}
+
+
+def test_requirements_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = requirements(project["dependencies"] + project["optional-dependencies"]["book"])
+    text = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = requirements(text)
+    assert "-e ." in text
+    assert {name: r.specifier for name, r in listed.items()} == {name: r.specifier for name, r in declared.items()}
+
+    pinned = requirements((ROOT / "requirements.lock").read_text().splitlines())
+    for name, requirement in pinned.items():
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), f"{name}: not one plain version"
+    for name, requirement in listed.items():
+        assert str(pinned[name].specifier).removeprefix("==") in requirement.specifier, name
+
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert f"python{project['requires-python']}" in environment
+    assert {"pip": ["-r requirements.txt"]} in environment
+
+
+def test_every_import_is_declared():
+    """Of the package: what it imports is what pyproject.toml says it needs, no more and no less."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    lines = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "slmlib").glob("*.py"))
+    modules = {m for m in re.findall(r"^\s*(?:from|import) ([A-Za-z_]\w*)", lines, re.MULTILINE)}
+    needed = {m.lower().replace("_", "-") for m in modules if m not in sys.stdlib_module_names}
+    needed.discard("matplotlib-inline")  # comes with IPython's kernel, and is not needed without one
+    assert needed <= declared
+    assert declared - needed <= {"ipywidgets"}  # for tqdm's bar in a notebook

@@ -1,0 +1,259 @@
+"""The built book (_build/html) in headless Chromium, opened from disk with no network."""
+
+import json
+import os
+import re
+import shutil
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+SITE = Path(__file__).parent.parent / "_build" / "html"
+REQUIRED = os.environ.get("SLM_SITE") == "required"  # as `make test` sets it: what is missing fails, nothing is skipped
+PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
+CHAPTERS = [p for p in PAGES if (SITE / "_sources" / p).with_suffix(".ipynb").exists()]
+TEXTS = [p for p in PAGES if p.startswith("book/")]
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+# For each page: wait until MathJax is done, then say what is there. Widths are read at 390 px, a phone's.
+FACTS = """async () => {
+  if (window.MathJax?.startup) await MathJax.startup.promise;
+  await document.fonts.ready;
+  const all = (css) => [...document.querySelectorAll(css)];
+  const path = (e) => e.tagName.toLowerCase() + [...e.classList].map((c) => "." + c).join("");
+  const scrolls = (e) => {                      // inside the article, does something scroll it into view?
+    for (let a = e; a && a.tagName !== "ARTICLE"; a = a.parentElement)
+      if (["auto", "scroll"].includes(getComputedStyle(a).overflowX)) return true;
+    return false;
+  };
+  const raw = [], walker = document.createTreeWalker(document.querySelector("article") ?? document.body, 4);
+  while (walker.nextNode()) {
+    const parent = walker.currentNode.parentElement;
+    if (!parent.closest("pre, code, script, style, mjx-container")) raw.push(walker.currentNode.data);
+  }
+  return {
+    title: document.title,
+    width: document.documentElement.scrollWidth,
+    wide: all("article *").filter((e) => e.getBoundingClientRect().right > innerWidth + 1
+      && !e.closest("mjx-assistive-mml, .visually-hidden, .sr-only") && !scrolls(e)).map(path),
+    untypeset: all(".math").filter((e) => !e.querySelector("mjx-container")).map((e) => e.textContent),
+    badmath: all("mjx-merror, [data-mjx-error]").map((e) => e.textContent),
+    formulas: all("mjx-container").length,
+    text: raw.join("\\n"),
+    images: all("img").map((i) => [i.src, i.naturalWidth]),
+    outputs: all(".cell_output").length,
+    figures: all(".cell_output img, figure img").length,
+    links: all("a[href]").map((a) => a.href),
+  };
+}"""
+
+# Contrast of an element's text with what is painted behind it, by WCAG's formula.
+CONTRAST = """(e) => {
+  const rgba = (s) => (s.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  let behind = [255, 255, 255];
+  for (let a = e; a; a = a.parentElement) {
+    const c = rgba(getComputedStyle(a).backgroundColor);
+    if (c.length < 4 || c[3] > 0.5) { behind = c; break; }
+  }
+  const [a, b] = [light(rgba(getComputedStyle(e).color)), light(behind)].sort((x, y) => y - x);
+  return {contrast: (a + 0.05) / (b + 0.05), behind: light(behind)};
+}"""
+
+
+def chromium(playwright) -> str | None:
+    """The browser: CHROMIUM, then one on PATH, then playwright's own."""
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    own = playwright.chromium.executable_path
+    return found or (own if Path(own).exists() else None)
+
+
+def give_up(reason: str):
+    (pytest.fail if REQUIRED else pytest.skip)(reason, **({"pytrace": False} if REQUIRED else {}))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not PAGES:
+        give_up(f"there is no built book at {SITE}: run `make book`")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        executable = chromium(playwright)
+        if executable is None:
+            give_up(
+                "no Chromium found: install it (Debian: apt-get install chromium), set CHROMIUM to its path, "
+                "or run `.venv/bin/python -m playwright install chromium`"
+            )
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    """A page that takes note of every error and every request to outside, which it refuses."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="light")
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.trouble = []
+    page.route(re.compile("^(https?|wss?):"), lambda route: route.abort())
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.trouble.append(r.url))
+    page.on("requestfailed", lambda r: page.trouble.append(f"failed: {r.url}"))
+    page.on("pageerror", lambda error: page.trouble.append(f"page error: {error}"))
+    page.on("console", lambda m: page.trouble.append(f"console: {m.text}") if m.type == "error" else None)
+    yield page
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def facts(page):
+    @cache
+    def visit(name: str) -> dict:
+        page.trouble.clear()
+        page.goto((SITE / name).as_uri())
+        if name == "index.html":  # it only leads to the first page
+            page.wait_for_url("**/book/*.html")
+        found = page.evaluate(FACTS)
+        return found | {"trouble": list(page.trouble)}
+
+    return visit
+
+
+def test_the_book_is_built(browser):
+    assert {"index.html", "book/intro.html", "book/api.html", "book/bibliography.html"} <= set(PAGES)
+    assert CHAPTERS
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_error_and_no_request_to_outside(facts, name):
+    assert facts(name)["trouble"] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_formulas_are_typeset(facts, name):
+    found = facts(name)
+    assert found["untypeset"] == [] and found["badmath"] == []
+    assert not re.search(r"\$[^$\n]+\$|\\\(|\\begin\{|\{(cite|ref|eq|numref|math)(:\w)?\}`", found["text"])
+    if has_math(name):
+        assert found["formulas"] > 0
+
+
+def has_math(name: str) -> bool:
+    for source in (SITE / "_sources" / name).with_suffix(".ipynb"), (SITE / "_sources" / name).with_suffix(".md"):
+        if source.suffix == ".ipynb" and source.exists():
+            cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+            return any("$" in "".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        if source.exists():
+            return bool(re.search(r"\$[^$\n]+\$", source.read_text(encoding="utf-8")))
+    return False
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_load(facts, name):
+    assert [source for source, width in facts(name)["images"] if width == 0] == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapters_show_what_they_ran(facts, name):
+    assert facts(name)["outputs"] > 0 and facts(name)["figures"] > 0
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_download_is_the_executed_notebook(facts, name):
+    source = (SITE / "_sources" / name).with_suffix(".ipynb")
+    assert source.as_uri() in facts(name)["links"]
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]))
+
+
+class _Ids(HTMLParser):
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids = {"", "top"}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.ids |= {value for key, value in attrs if key == "id" or (tag == "a" and key == "name")}
+
+
+ids = cache(lambda path: _Ids(path).ids)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_internal_links_resolve(facts, name):
+    broken = []
+    for link in set(facts(name)["links"]):
+        url = urlsplit(link)
+        if url.scheme != "file":
+            continue
+        target = Path(unquote(url.path))
+        if not target.is_file() or SITE not in target.parents:
+            broken.append(link)
+        elif target.suffix == ".html" and unquote(url.fragment) not in ids(target):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_wider_than_a_phone(facts, name):
+    assert facts(name)["width"] <= 390
+    assert facts(name)["wide"] == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_light_and_dark_are_legible(page, name):
+    page.goto((SITE / name).as_uri())
+    page.evaluate(
+        "() => document.querySelector('article').insertAdjacentHTML('beforeend', '<div class=\"slm-banner\">b')"
+    )
+    behind = {}
+    for mode in ("light", "dark"):
+        page.evaluate("(mode) => { document.documentElement.dataset.theme = mode; }", mode)
+        for css in ("h1", "p", ".slm-banner", ".cell_output pre", "td", "figcaption", "figcaption p"):
+            for element in page.query_selector_all(f"article {css}")[:3]:
+                seen = element.evaluate(CONTRAST)
+                assert seen["contrast"] >= 4.5, f"{css}, {mode}: contrast {seen['contrast']:.1f}"
+                behind.setdefault(css, {}).setdefault(mode, seen["behind"])
+        boxes = page.eval_on_selector_all(
+            "article .cell_output img, article figure img",
+            "(all) => all.map((i) => getComputedStyle(i)).map((s) => [s.backgroundColor, s.filter])",
+        )
+        assert all(box == ["rgba(0, 0, 0, 0)", "none"] for box in boxes), f"{mode}: a box or filter behind a figure"
+    assert all(modes["light"] > 0.7 and modes["dark"] < 0.1 for modes in behind.values()), behind
+
+
+def test_the_reader_s_preference_decides_the_mode(browser):
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme)
+        page = context.new_page()
+        page.goto((SITE / "book/intro.html").as_uri())
+        assert page.evaluate("() => document.documentElement.dataset.theme") == scheme
+        context.close()
+
+
+def test_search_finds_from_disk(page):
+    page.goto((SITE / "search.html").as_uri() + "?q=vocabulary")
+    page.wait_for_selector("#search-results li a")
+
+
+def test_solutions_stay_hidden_until_asked_for(page):
+    for name in CHAPTERS:
+        if 'class="dropdown admonition"' in (SITE / name).read_text(encoding="utf-8"):
+            page.goto((SITE / name).as_uri())
+            solution = page.locator("div.admonition.dropdown").first
+            hidden = solution.locator(":scope > :not(.admonition-title):not(button)").first
+            assert not hidden.is_visible()
+            solution.locator(".admonition-title").click()
+            hidden.wait_for(state="visible")
+            return
+    pytest.skip("no chapter has a hidden solution")

@@ -1,0 +1,326 @@
+import copy
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from slmlib.corpora import Corpus, Vocabulary
+from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build
+from slmlib.training import BUDGETS, Diverged, History, TrainingConfig, budget, evaluate, fit
+from slmlib.windows import Windows, generator
+
+V, T = 7, 5
+MLP = MLPConfig(context=T, d_model=6, hidden=16, dropout=0.3)
+ATTENTION = TransformerConfig(context=T, d_model=8, heads=2, layers=1, ff_width=8, dropout=0.3)
+QUICK = TrainingConfig(epochs=2, windows_per_epoch=40, eval_windows=50, batch=16)
+
+
+def corpus(ids, valid=None):
+    vocabulary = Vocabulary(tuple("abcdefg"), "character")
+    return Corpus("toy", ids, ids if valid is None else valid, ids, vocabulary)
+
+
+def noise(n, seed=0):
+    return torch.randint(V, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+EASY, NOISE = corpus(torch.arange(300) % V), corpus(noise(300), noise(300, seed=1))
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def outcome(history):
+    return history.step_losses, history.train, history.valid
+
+
+def run(config=MLP, training=QUICK, seed=0, data=NOISE):
+    model = build(config, V, seed=0)
+    history = fit(model, data, training, seed, progress=False)
+    return model, history
+
+
+# fit
+
+
+@pytest.mark.parametrize("config", [LinearConfig(context=T, d_model=6), MLP, ATTENTION], ids=lambda c: type(c).__name__)
+def test_the_same_seed_gives_the_same_numbers_whatever_the_global_generator(config):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, history = run(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, again = run(config)
+    assert outcome(history) == outcome(again)
+    assert same(first.state_dict(), second.state_dict())
+    other, different = run(config, seed=1)
+    assert outcome(history) != outcome(different)
+    assert not same(first.state_dict(), other.state_dict())
+
+
+def test_the_seed_also_decides_what_dropout_drops():
+    """Every window of one token repeated is alike, so only dropout can tell two seeds apart."""
+    flat = corpus(torch.zeros(100, dtype=torch.long))
+    for dropout, alike in ((0.0, True), (0.5, False)):
+        losses = [run(replace(MLP, dropout=dropout), seed=seed, data=flat)[1].step_losses for seed in (0, 1)]
+        assert (losses[0] == losses[1]) == alike
+
+
+def test_the_loss_falls_on_an_easy_text():
+    _, history = run(replace(MLP, dropout=0.0), replace(QUICK, epochs=6, learning_rate=0.03), data=EASY)
+    assert history.step_losses[0] > 1.5
+    assert history.train == sorted(history.train, reverse=True)
+    assert history.valid[-1] < 0.2
+    assert history.seconds > 0
+
+
+@pytest.mark.parametrize(("windows", "steps"), [(40, 3), (32, 2), (33, 3), (5, 1)])
+def test_an_epoch_has_its_windows_in_batches_the_last_one_partial(windows, steps):
+    training = replace(QUICK, windows_per_epoch=windows)
+    _, history = run(training=training)
+    assert training.steps_per_epoch == steps
+    assert len(history.step_losses) == training.epochs * steps
+    assert len(history.train) == len(history.valid) == training.epochs
+    sizes = [min(16, windows - 16 * step) for step in range(steps)]
+    for epoch, mean in enumerate(history.train):
+        losses = history.step_losses[epoch * steps : (epoch + 1) * steps]
+        weighted = sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / windows
+        assert mean == pytest.approx(weighted, rel=1e-5)
+
+
+def test_fit_is_adam_with_default_betas_on_the_drawn_windows():
+    config, training = replace(MLP, dropout=0.0), replace(QUICK, epochs=1, windows_per_epoch=72)
+    fitted, history = run(config, training)
+    model = build(config, V, seed=0)
+    adam = torch.optim.Adam(model.parameters(), lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=False)
+    starts = Windows(NOISE.train, T).draw(72, generator(0, "windows")).tolist()
+    losses = []
+    for first in range(0, 72, 16):
+        chosen = starts[first : first + 16]
+        inputs = torch.stack([NOISE.train[i : i + T] for i in chosen])
+        loss = F.cross_entropy(model(inputs), torch.stack([NOISE.train[i + T] for i in chosen]))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    assert history.step_losses == pytest.approx(losses, abs=1e-6)
+    for ours, theirs in zip(fitted.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_each_epoch_draws_new_windows_and_validates_as_told():
+    """At a vanishing learning rate the model stays as it is, so the losses tell which windows it saw."""
+    training = replace(QUICK, learning_rate=1e-30, eval_windows=40, eval_stride=3)
+    model, history = run(replace(MLP, dropout=0.0), training)
+    windows, draws, model = Windows(NOISE.train, T), generator(0, "windows"), model.eval()
+    for seen in history.train:
+        inputs, targets = windows[windows.draw(40, draws)]
+        assert seen == pytest.approx(F.cross_entropy(model(inputs), targets).item(), abs=1e-5)
+    assert history.train[0] != history.train[1]
+    assert history.valid == [evaluate(model, NOISE.valid, 40, 3)] * 2
+
+
+def test_the_model_keeps_its_best_epoch_when_later_ones_are_worse():
+    """Forty random tokens learnt by heart: validation is best early, and the later weights are far away."""
+    data, training = corpus(noise(40), noise(300, seed=1)), replace(QUICK, epochs=8, learning_rate=0.02)
+    model, history = run(replace(MLP, dropout=0.0), training, data=data)
+    best = min(history.valid)
+    assert history.valid[-1] > best + 0.5
+    assert history.valid[history.best_epoch - 1] == best
+    assert history.best_epoch < 8
+    assert evaluate(model, data.valid, training.eval_windows) == best
+    shorter, _ = run(replace(MLP, dropout=0.0), replace(training, epochs=history.best_epoch), data=data)
+    assert same(model.state_dict(), shorter.state_dict())
+
+
+def test_best_epoch_is_the_first_of_equals():
+    assert History(valid=[2.0, 1.0, 3.0, 1.0]).best_epoch == 2
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_when_asked_for(progress, capsys):
+    fit(build(MLP, V, seed=0), NOISE, QUICK, 0, progress=progress)
+    assert ("6/6" in capsys.readouterr().err) == progress
+
+
+# Divergence
+
+
+class Bomb(nn.Module):
+    """A model whose loss is NaN or infinite from the n-th training step on."""
+
+    config = SimpleNamespace(context=T)
+
+    def __init__(self, at, loss):
+        super().__init__()
+        self.at, self.loss, self.steps, self.logits = at, loss, 0, nn.Parameter(torch.zeros(V))
+
+    def forward(self, tokens):
+        self.steps += self.training
+        logits = self.logits.expand(len(tokens), V)
+        return logits if self.steps < self.at else logits + torch.tensor(self.loss) * torch.arange(V)
+
+
+@pytest.mark.parametrize("step", [1, 99, 100, 101, 130, 131, 260])
+def test_divergence_names_step_loss_and_learning_rate(step):
+    training = TrainingConfig(epochs=2, windows_per_epoch=130, batch=1, eval_windows=1, learning_rate=0.123)
+    with pytest.raises(Diverged) as error:
+        fit(Bomb(step, math.nan), NOISE, training, 0, progress=False)
+    assert (error.value.step, error.value.learning_rate) == (step, 0.123)
+    assert math.isnan(error.value.loss)
+    assert all(words in str(error.value) for words in ("loss is nan", f"step {step},", "learning rate 0.123"))
+
+
+def test_divergence_is_an_arithmetic_error_and_infinity_counts():
+    with pytest.raises(FloatingPointError, match=r"loss is (inf|nan) at step 2, with learning rate 1e\+30"):
+        run(training=replace(QUICK, learning_rate=1e30))
+
+
+def test_nan_weights_are_found_at_the_first_step():
+    model = build(ATTENTION, V, seed=0)
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    with pytest.raises(Diverged, match=r"loss is nan at step 1, with learning rate 0\.0003"):
+        fit(model, NOISE, QUICK, 0, progress=False)
+
+
+def test_divergence_at_the_very_last_step_is_found():
+    with pytest.raises(Diverged):
+        run(training=replace(QUICK, epochs=1, windows_per_epoch=16, learning_rate=1e38))
+
+
+def test_a_validation_split_that_is_too_short_is_refused_before_training():
+    model = build(MLP, V, seed=0)
+    before = state(model)
+    with pytest.raises(ValueError, match="eval_windows"):
+        fit(model, corpus(noise(100), noise(20)), QUICK, 0, progress=False)
+    assert same(model.state_dict(), before)
+
+
+# evaluate
+
+
+@pytest.mark.parametrize(("n_windows", "stride"), [(None, 1), (1, 1), (37, 1), (37, 4), (None, 10), (295, 1)])
+@pytest.mark.parametrize("batch", [8, 512])
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_equals_a_naive_loop_and_leaves_the_mode(n_windows, stride, batch, training):
+    model = build(MLP, V, seed=0).eval()
+    ids, losses = NOISE.valid, []
+    for i in range(0, len(ids) - T if n_windows is None else n_windows, stride):
+        losses.append(F.cross_entropy(model(ids[None, i : i + T])[0], ids[i + T]).item())
+    model.train(training)
+    rng = torch.get_rng_state()
+    nll = evaluate(model, ids, n_windows, stride, batch)
+    assert type(nll) is float
+    assert nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert model.training == training
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_evaluate_changes_nothing_and_the_model_trains_on():
+    model = build(ATTENTION, V, seed=0)
+    before = copy.deepcopy(model.state_dict())
+    evaluate(model, NOISE.valid)
+    assert same(model.state_dict(), before)
+    assert all(p.grad is None for p in model.parameters())
+    model(NOISE.train[None, :T]).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_windows": 0}, "n_windows must be from 1 to the 295 there are, got 0"),
+        ({"n_windows": 296}, "n_windows must be from 1 to the 295 there are, got 296"),
+        ({"stride": 0}, "stride must be at least 1, got 0"),
+        ({"ids": torch.arange(T) % V}, "does not fit 5 tokens"),
+        ({"ids": NOISE.valid[None]}, "1-D"),
+    ],
+)
+def test_evaluate_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(build(MLP, V, seed=0), **{"ids": NOISE.valid, **arguments})
+
+
+def test_evaluate_restores_the_mode_after_an_error():
+    model = build(MLP, V, seed=0)
+    with pytest.raises(IndexError):
+        evaluate(model, NOISE.valid + V)
+    assert model.training
+
+
+# TrainingConfig and budgets
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 0) for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch")),
+        *(("batch", value) for value in (-1, 1.5, True, "64", None)),
+        *(("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, "3e-4", None)),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value(field, value):
+    with pytest.raises(ValueError) as error:
+        TrainingConfig(**{field: value})
+    assert f"TrainingConfig.{field}" in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_training_config_is_frozen_and_hashable_and_defaults_to_the_papers():
+    paper = TrainingConfig()
+    assert (paper.batch, paper.learning_rate, paper.windows_per_epoch, paper.eval_windows) == (64, 3e-4, 50_000, 10_000)
+    assert hash(paper) == hash(replace(paper))
+    assert TrainingConfig(eval_windows=None) != paper
+    with pytest.raises(AttributeError):
+        paper.batch = 3
+
+
+def test_at_scales_the_windows_and_keeps_the_text_validated_on():
+    paper = TrainingConfig(epochs=4)
+    assert paper.at("paper") == paper
+    for name, fraction in BUDGETS.items():
+        training = paper.at(name)
+        assert training.windows_per_epoch == max(64, round(50_000 * fraction))
+        assert (training.eval_stride == 1) == (name == "paper")
+        assert replace(training, windows_per_epoch=50_000, eval_stride=1) == paper
+    assert BUDGETS["smoke"] < BUDGETS["reduced"] < BUDGETS["paper"] == 1
+
+
+def test_a_training_sized_for_a_smaller_budget_is_scaled_from_there():
+    small = TrainingConfig(windows_per_epoch=6_000)
+    assert small.at("reduced", sized_for="reduced") == small.at("paper", sized_for="reduced") == small
+    smoke = small.at("smoke", sized_for="reduced")
+    assert smoke.windows_per_epoch == round(6_000 * BUDGETS["smoke"] / BUDGETS["reduced"])
+    assert smoke.eval_stride > 1
+
+
+def test_no_budget_trains_more_than_the_papers():
+    assert TrainingConfig(windows_per_epoch=10).at("reduced").windows_per_epoch <= 10
+
+
+def test_at_lists_the_budgets_for_an_unknown_one():
+    with pytest.raises(ValueError, match="smoke, reduced, paper"):
+        TrainingConfig().at("huge")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "reduced"), ("", "reduced"), *((b, b) for b in BUDGETS)])
+def test_budget_reads_the_environment(monkeypatch, value, expected):
+    monkeypatch.delenv("SLMLIB_BUDGET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SLMLIB_BUDGET", value)
+    assert budget() == expected
+
+
+def test_budget_rejects_nonsense(monkeypatch):
+    monkeypatch.setenv("SLMLIB_BUDGET", "Paper")
+    with pytest.raises(ValueError, match=r"SLMLIB_BUDGET is 'Paper'; set it to one of smoke, reduced, paper"):
+        budget()
