@@ -58,24 +58,27 @@ setup: .venv/.installed
 
 book: _build/html/.complete
 	@echo "The book is in _build/html/index.html"
+	@! grep -q slm-banner .run/book/*.ipynb || \
+	  echo "Some chapters ran on the stand-in corpus, since theirs could not be had; to try again: make clean book"
 
 # A copy of the book is run, so the notebooks in book/ stay without outputs. Chapters that did not change are taken
-# from the last run (.run/ran). The site is built aside and moved into place whole.
+# from .run/ran, where each lies as it ran. The longest comes first. xargs rather than pytest-xdist, since that lets a
+# waiting chapter queue behind a long one. The site is built aside and moved into place whole.
 _build/html/.complete: .run/sources
-	@rm -rf _build/html .run/book .run/results .run/_build
+	@rm -rf _build/html .run/book .run/results .run/glued .run/_build
 	@cmp -s .run/common .run/ran/common || rm -rf .run/ran
 	@mkdir -p .run/ran && cp .run/common .run/ran/common
 	@cp -R $(wildcard book results) _config.yml _toc.yml .run/
-	@stale=; for n in $$(cd book && ls -r *.ipynb); do \
-	  if [ -f .run/ran/$$n ] && cmp -s book/$$n .run/ran/$$n.source; then cp .run/ran/$$n .run/book/$$n; \
-	  else rm -f .run/ran/$$n; cp .run/book/$$n .run/ran/$$n.source; stale="$$stale $$n"; fi; done; \
-	if [ -n "$$stale" ]; then \
-	  OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=$(CELL_TIMEOUT) \
-	    -p no:cacheprovider -n $(WORKERS) --dist worksteal --durations=0 $$(printf '.run/book/%s ' $$stale) || exit 1; \
-	  for n in $$stale; do cp .run/book/$$n .run/ran/$$n; done; \
-	fi
+	@cd .run/book && for n in $$(ls -r *.ipynb); do \
+	  if cmp -s $$n ../ran/$$n.source && [ -f ../ran/$$n ]; then cp ../ran/$$n $$n; \
+	  else rm -f ../ran/$$n; cp $$n ../ran/$$n.source; echo $$n; fi; done > ../stale
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 xargs -P $(WORKERS) -I {} sh -c '$(RUN-ONE)' < .run/stale
 	$(BIN)/jupyter-book build .run -W -n --keep-going --quiet > .run/sphinx.log
 	@mkdir -p _build && mv .run/_build/html _build/html && touch $@
+
+RUN-ONE = if $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=$(CELL_TIMEOUT) -p no:cacheprovider \
+  .run/book/{} > .run/ran/{}.log 2>&1; then cp .run/book/{} .run/ran/{}; echo "{}  $$(tail -n 1 .run/ran/{}.log)"; \
+  else cat .run/ran/{}.log; exit 1; fi
 
 test: .run/tested
 	@echo "All tests have passed on what is here."

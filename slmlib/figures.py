@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import matplotlib.ticker as ticker
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
@@ -19,7 +20,7 @@ MODELS = {
     "Self-attention": ("#009E73", "^"),
     "Transformer": ("#CC79A7", "D"),
 }
-_SPARE = [("#D55E00", "o"), ("#0079BD", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#C59200", "v"), ("#3FA7E0", "P")]
+_SPARE = [("#9467D9", "o"), ("#B58500", "s"), ("#5F8F00", "v"), *MODELS.values()]
 
 STYLE = {
     "figure.figsize": (5.8, 3.7),
@@ -87,7 +88,7 @@ def loss_curves(
     for label, history in histories.items():
         colour, marker = looks[label]
         epochs, steps = len(history.valid), len(history.step_losses)
-        span = max(1, steps // 40)
+        span = max(1, steps // 15)
         smooth = np.convolve(history.step_losses, np.ones(span) / span, mode="valid")
         x = (np.arange(len(smooth)) + (span + 1) / 2) * epochs * windows_per_epoch / steps
         ax.plot(x, smooth, color=colour, lw=1.4, label=label)
@@ -144,6 +145,9 @@ def loss_against_cost(
         cost, nll = next(iter(points[label].values()))
         ax.annotate(label, (cost, nll), (0, 8), textcoords="offset points", ha="center", color=colour)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M, 2T
+    ax.minorticks_off()
     ax.margins(x=0.15, y=0.15)
     _yardsticks(ax, yardsticks)
     for source in sources:
@@ -155,26 +159,23 @@ def loss_against_cost(
     return fig
 
 
-def bars(values: Mapping[str, Sequence[float]], xlabel: str, reference: str | None = None) -> Figure:
-    """Horizontal bars of means over seeds with 95 % intervals (Student's t), a dotted line at ``reference``.
+def dots(values: Mapping[str, Sequence[float]], xlabel: str, reference: str | None = None) -> Figure:
+    """A row a name: the mean over seeds with its 95 % interval (Student's t); a dotted line at ``reference``.
 
     Args:
         values: by name, one value a seed, at least two each.
     """
-    fig, ax = plt.subplots(figsize=(5.8, 0.42 * len(values) + 1))
-    means = {name: float(np.mean(v)) for name, v in values.items()}
-    colours = [MODELS["Transformer" if name == reference else "MLP"][0] for name in values]
-    half = [interval(v) for v in values.values()]
-    ax.barh(list(means), list(means.values()), color=colours, height=0.62, xerr=half, ecolor=GREY, capsize=3)
-    for row, mean in enumerate(means.values()):
-        ax.annotate(
-            f"{mean:.2f}", (mean + half[row], row), (5, 0), textcoords="offset points", va="center", fontsize=10
-        )
-    if reference is not None:
-        ax.axvline(means[reference], color=GREY, lw=1, ls=(0, (1, 2)))
+    fig, ax = plt.subplots(figsize=(5.8, 0.36 * len(values) + 1))
+    for row, (name, seeds) in enumerate(values.items()):
+        mean, half = float(np.mean(seeds)), interval(seeds)
+        colour = MODELS["Transformer" if name == reference else "MLP"][0]
+        ax.errorbar(mean, row, xerr=half, fmt="o", color=colour, ms=7, capsize=3, elinewidth=1.4)
+        ax.annotate(f"{mean:.2f}", (mean + half, row), (6, 0), textcoords="offset points", va="center", fontsize=10)
+        if name == reference:
+            ax.axvline(mean, color=GREY, lw=1, ls=(0, (1, 2)))
+    ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.margins(x=0.16)
+    ax.margins(x=0.14)
     ax.set(xlabel=xlabel)
     return fig
 
@@ -188,17 +189,17 @@ def attention_rows(weights: Tensor, rows: Sequence[str]) -> Figure:
     """Where the scored position looks: one picture a head, one row a window, brighter is more.
 
     Args:
-        weights: attention of the last position, (H, n, t): heads, windows, positions looked at.
+        weights: attention of the last position, (H, n, t): heads, windows, the t last positions looked at.
         rows: a label for each of the n windows; newlines and spaces are made visible.
     """
     heads, n, t = weights.shape
-    fig, axes = plt.subplots(1, heads, figsize=(1.6 * heads + 1, 0.2 * n + 1), squeeze=False)
+    fig, axes = plt.subplots(1, heads, figsize=(1.25 * heads + 1, 0.2 * n + 1), squeeze=False)
     for h, ax in enumerate(axes[0]):
         ax.imshow(weights[h].numpy(), cmap="viridis", vmin=0, vmax=float(weights.max()), aspect="auto",
                   extent=(-t + 0.5, 0.5, n - 0.5, -0.5))  # fmt: skip
         ax.set_title(f"head {h + 1}", fontsize=10, color=GREY)
         names = [row.replace("\n", "↵").replace(" ", "·") for row in rows]
-        ax.set_yticks(range(n), names if h == 0 else [], fontsize=8, family="monospace")
+        ax.set_yticks(range(n), names if h == 0 else [], fontsize=10, family="monospace")
         ax.grid(False)
         ax.tick_params(length=0)
     fig.supxlabel("position, counted back from the last", fontsize=10, color=GREY)

@@ -1,0 +1,176 @@
+"""What the chapters share: how they start, the table, the paper's runs, the figures."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from slmlib import LinearConfig, TrainingConfig, chapters, corpora, figures, paper
+from slmlib.corpora import CorpusDamaged, CorpusUnavailable
+from slmlib.training import History
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What chapters display."""
+    things = []
+    monkeypatch.setattr(chapters, "display", things.append)
+    monkeypatch.setattr(figures, "use_style", lambda: None)
+    return things
+
+
+def unavailable(kind):
+    def load(name):
+        if name == "python-docs":
+            return corpora.load_corpus(name)
+        raise kind("no <network>; do this")
+
+    return load
+
+
+def test_a_chapter_without_its_corpus_goes_on_with_the_stand_in_under_a_banner(shown, monkeypatch, capsys):
+    monkeypatch.setattr(chapters, "load_corpus", unavailable(CorpusUnavailable))
+    corpus = chapters.start("tiny_shakespeare")
+    assert (corpus.name, corpus.stands_in_for) == ("python-docs", "tiny_shakespeare")
+    (banner,) = shown
+    assert "slm-banner" in banner.data and "no &lt;network&gt;; do this" in banner.data
+    assert "corpus python-docs" in capsys.readouterr().out
+    assert not chapters.findings_apply(corpus)
+
+
+def test_a_damaged_corpus_is_an_error_in_a_chapter_too(shown, monkeypatch):
+    monkeypatch.setattr(chapters, "load_corpus", unavailable(CorpusDamaged))
+    with pytest.raises(CorpusDamaged):
+        chapters.start("tiny_shakespeare")
+
+
+def test_a_chapter_with_its_corpus_shows_no_banner(shown, monkeypatch):
+    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
+    assert chapters.start("tiny_shakespeare").stands_in_for is None
+    assert shown == []
+
+
+def test_findings_are_asserted_at_the_reduced_budget_only(monkeypatch):
+    corpus = corpora.load_corpus("python-docs")
+    for budget, asserted in (("smoke", False), ("reduced", True), ("paper", False)):
+        monkeypatch.setenv("SLMLIB_BUDGET", budget)
+        assert chapters.findings_apply(corpus) is asserted
+    monkeypatch.setenv("SLMLIB_BUDGET", "reduced")
+    assert not chapters.findings_apply(chapters.stand_in("tiny_shakespeare"))
+
+
+@pytest.mark.parametrize("bad", ["-1", "x", "1.5"])
+def test_the_seed_is_a_non_negative_integer(bad, monkeypatch):
+    monkeypatch.setenv("SLMLIB_SEED", "7")
+    assert chapters.seed() == 7
+    monkeypatch.delenv("SLMLIB_SEED")
+    assert chapters.seed() == 0
+    monkeypatch.setenv("SLMLIB_SEED", bad)
+    with pytest.raises(ValueError, match="SLMLIB_SEED"):
+        chapters.seed()
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """The paper's linear model after a few steps on the stand-in."""
+    monkeypatch.setenv("SLMLIB_BUDGET", "smoke")
+    monkeypatch.setenv("SLMLIB_SEED", "0")
+    return chapters.rerun("Linear", chapters.stand_in("tiny_shakespeare"))
+
+
+def test_a_rerun_is_the_papers_run_at_the_budget_in_force(live):
+    run = paper.run("Linear")
+    assert live.model.config == run.model
+    assert live.training == run.training.at("smoke")
+    assert len(live.history.valid) == run.training.epochs
+    assert 3 < live.test_nll < 6
+
+
+def test_the_table_leaves_the_paper_out_on_a_stand_in(live):
+    with_paper = chapters.table([live], corpora.load_corpus("python-docs"))
+    without = chapters.table([live], chapters.stand_in("tiny_shakespeare"))
+    assert with_paper.loc["Linear", "paper's figure"] == f"{paper.run('Linear').test_nll:.3f}"
+    assert set(with_paper.columns) - set(without.columns) == {"paper's figure", "windows, paper"}
+    assert not any("paper" in column for column in without.columns)
+
+
+def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
+    """A model that knows the answers by heart up to where it was tested would tell: compare the targets themselves."""
+    seen = []
+
+    def fake_evaluate(model, ids, n, stride):
+        seen.append(ids[model.config.context :][:n:stride])
+        return 0.0
+
+    monkeypatch.setattr(chapters, "evaluate", fake_evaluate)
+    corpus = corpora.load_corpus("python-docs")
+    training = TrainingConfig(epochs=1, windows_per_epoch=64, eval_windows=100)
+    for context in (1, 8, 128):
+        chapters.train("Linear", LinearConfig(context, 4), training, corpus, seed=0)
+    assert all(torch.equal(targets, corpus.test[128:228]) for targets in seen)
+
+
+def test_the_papers_runs_are_complete_and_found_by_label():
+    assert len(paper.RUNS) == 20 == len({r.label for r in paper.RUNS})
+    for run in paper.RUNS:
+        assert paper.run(run.label) is run
+        context = run.model.context // 2 if run.group == "rope" else run.model.context  # half its own formula
+        flops = 2 * run.params * context * run.training.windows_per_epoch * run.training.epochs
+        assert run.reported_flops == pytest.approx(flops, rel=0.005)
+    with pytest.raises(KeyError, match="Self-attention"):
+        paper.run("Selfattention")
+
+
+HISTORY = History(step_losses=[4.0, 3.5, 3.2, 3.1], train=[3.75, 3.15], valid=[3.4, 3.2])
+
+
+def drawings():
+    h = {"Linear": HISTORY, "something else": HISTORY}
+    yield figures.loss_curves(h, windows_per_epoch=128, yardsticks={"bigram": 2.5})
+    yield figures.loss_against({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context T")
+    yield figures.loss_against_cost({"MLP": {"this run": (1e6, 2.3), "paper": (1e6, 2.4)}}, "parameters")
+    yield figures.dots({"complete": [2.0, 2.1, 2.2], "less": [2.5, 2.4, 2.6]}, "NLL", reference="complete")
+    yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
+
+
+def test_figures_draw_labelled_and_transparent():
+    with plt.rc_context(figures.STYLE):
+        for figure in drawings():
+            figure.canvas.draw()
+            assert all(ax.get_xlabel() or ax.get_title() for ax in figure.axes)
+            assert figure.get_facecolor()[3] == 0
+            plt.close(figure)
+
+
+def test_loss_curves_draw_what_was_measured():
+    figure = figures.loss_curves({"Linear": HISTORY}, windows_per_epoch=128)
+    training, validation, *_ = figure.axes[0].lines
+    np.testing.assert_allclose(training.get_ydata(), HISTORY.step_losses)
+    np.testing.assert_allclose(training.get_xdata(), [64, 128, 192, 256])
+    np.testing.assert_allclose(validation.get_xydata(), [[128, 3.4], [256, 3.2]])
+    plt.close(figure)
+
+
+def test_the_interval_is_students():
+    values = [2.0, 2.1, 2.3]
+    low, high = stats.t.interval(0.95, df=2, loc=np.mean(values), scale=stats.sem(values))
+    assert figures.interval(values) == pytest.approx((high - low) / 2)
+
+
+def contrast(a, b):
+    """WCAG 2 contrast of two '#rrggbb' colours."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#14181e"], ids=["light", "dark"])
+def test_lines_and_text_stand_out_on_both_pages(page):
+    assert contrast(figures.GREY, page) > 4
+    assert all(contrast(colour, page) > 2.9 for colour, _ in figures.MODELS.values())
