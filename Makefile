@@ -93,7 +93,7 @@ test: .run/tested
 	$(BIN)/python -m pytest tests --ignore=tests/test_site.py
 	@$(MAKE) --no-print-directory book
 	@$(call checksums,book) > .run/before
-	SLMLIB_BUDGET=smoke $(BIN)/python -m pytest --nbmake book/
+	OMP_NUM_THREADS=1 SLMLIB_BUDGET=smoke $(BIN)/python -m pytest --nbmake book/
 	@$(call checksums,book) | cmp - .run/before || { echo "Running the chapters changed files in book/" >&2; exit 1; }
 	@for b in "$$CHROMIUM" chromium chromium-browser google-chrome; do command -v "$$b" > /dev/null && exit; done; \
 	  $(BIN)/python -m playwright install chromium || true
@@ -101,7 +101,7 @@ test: .run/tested
 	@touch $@
 
 lab: .venv/.installed
-	$(BIN)/jupyter lab book
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) book
 
 clean:
 	rm -rf .run _build build dist *.egg-info .pytest_cache .ruff_cache slmlib/__pycache__ tests/__pycache__ book/__pycache__

@@ -16,6 +16,7 @@ from .windows import Windows, generator
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
 BUDGETS = {"smoke": 0.002, "reduced": 0.06, "paper": 1.0}
+_EVAL_STRIDE = {"smoke": 96, "reduced": 8, "paper": 1}  # and how thinly validation and test look at their windows
 
 
 def budget() -> str:
@@ -68,7 +69,10 @@ class TrainingConfig:
         """The same training at a smaller budget than the one that it is sized for.
 
         An epoch keeps that fraction of its windows, at least one batch; validation looks at the same text
-        through every eighth of its windows. At the budget it is sized for, and above, nothing changes.
+        through fewer windows. At the budget it is sized for, and above, nothing changes.
+
+        Raises:
+            ValueError: for an unknown budget.
         """
         for name in (budget, sized_for):
             if name not in BUDGETS:
@@ -77,7 +81,11 @@ class TrainingConfig:
         if fraction >= 1:
             return self
         windows = min(self.windows_per_epoch, max(self.batch, round(self.windows_per_epoch * fraction)))
-        return replace(self, windows_per_epoch=windows, eval_stride=8 * self.eval_stride)
+        return replace(
+            self,
+            windows_per_epoch=windows,
+            eval_stride=self.eval_stride * _EVAL_STRIDE[budget] // _EVAL_STRIDE[sized_for],
+        )
 
 
 @dataclass
