@@ -69,8 +69,8 @@ def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
 def _yardsticks(ax: plt.Axes, yardsticks: Mapping[str, float] | None) -> None:
     for name, nll in (yardsticks or {}).items():
         ax.axhline(nll, color=GREY, lw=1, ls=(0, (1, 2)))
-        ax.annotate(name, (1, nll), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    ha="right", va="bottom", fontsize=9)  # fmt: skip
+        ax.annotate(name, (0, nll), (3, -2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    ha="left", va="top", fontsize=9)  # fmt: skip
 
 
 def loss_curves(
@@ -136,14 +136,14 @@ def loss_against_cost(
     """
     fig, ax = plt.subplots()
     sources: list[str] = []
-    for label, (colour, marker) in _looks(list(points)).items():
+    for i, (label, (colour, marker)) in enumerate(_looks(list(points)).items()):
         for source, (cost, nll) in points[label].items():
             if source not in sources:
                 sources.append(source)
             face = colour if source == sources[0] else "none"
             ax.plot(cost, nll, marker, ms=9, mec=colour, mfc=face, mew=1.6)
         cost, nll = next(iter(points[label].values()))
-        ax.annotate(label, (cost, nll), (0, 8), textcoords="offset points", ha="center", color=colour)
+        ax.annotate(label, (cost, nll), (0, (8, -18)[i % 2]), textcoords="offset points", ha="center", color=colour)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M, 2T

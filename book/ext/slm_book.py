@@ -21,17 +21,25 @@ BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 def choose_buttons(app, config):
     """No address, no buttons; else those which its host offers."""
     options = config.html_theme_options
-    url = options["repository_url"] = (options.get("repository_url") or "").strip().rstrip("/").removesuffix(".git")
+    url = options["repository_url"] = (
+        (options.get("repository_url") or "").strip().rstrip("/").removesuffix(".git")
+    )
     if not url:
         options.update(dict.fromkeys(BUTTONS, False), launch_buttons={})
     elif "github" not in url:
-        options["launch_buttons"] = {**options.get("launch_buttons", {}), "colab_url": ""}  # Colab opens GitHub only
+        options["launch_buttons"] = {
+            **options.get("launch_buttons", {}),
+            "colab_url": "",
+        }  # Colab opens GitHub only
 
 
 def copy_mathjax(app, error):
     """Of the package's 24 MB: the TeX to HTML bundle, its fonts, and what its menu and rarer TeX commands load."""
     if error is None and app.builder.format == "html":
-        source = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static/mathjax"
+        source = (
+            Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations)))
+            / "static/mathjax"
+        )
         target = Path(app.outdir) / "_static/mathjax"
         for folder in ("a11y", "input/tex/extensions", "output/chtml/fonts/woff-v2"):
             copytree(source / folder, target / folder, dirs_exist_ok=True)
@@ -48,7 +56,9 @@ def glued(directive, mime: str) -> str:
     for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", []):
             if output.get("metadata", {}).get("scrapbook", {}).get("name") == key:
-                data = {kind.removeprefix(GLUE_PREFIX): value for kind, value in output["data"].items()}
+                data = {
+                    kind.removeprefix(GLUE_PREFIX): value for kind, value in output["data"].items()
+                }
                 if mime in data:
                     return "".join(data[mime])
     raise directive.error(f"{name} has glued no {mime} named {key!r}; has it been run?")
@@ -65,7 +75,14 @@ class GlueFigure(PasteFigureDirective):
         picture = Path(self.state.document.settings.env.srcdir, "glued", f"{self.arguments[0]}.svg")
         picture.parent.mkdir(exist_ok=True)
         picture.write_text(glued(self, "image/svg+xml"), encoding="utf-8")
-        place = (self.content, self.lineno, self.content_offset, self.block_text, self.state, self.state_machine)
+        place = (
+            self.content,
+            self.lineno,
+            self.content_offset,
+            self.block_text,
+            self.state,
+            self.state_machine,
+        )
         return Figure("figure", [f"/glued/{picture.name}"], self.options, *place).run()
 
 
