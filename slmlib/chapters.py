@@ -31,6 +31,7 @@ def seed() -> int:
 def start(name: str) -> Corpus:
     """Set the figures' style, say under which conditions the chapter runs, and load its corpus.
 
+    At the ``smoke`` budget a banner says that the numbers mean nothing.
     Where the corpus cannot be had the chapter goes on with ``python-docs``, under a banner that says so.
 
     Raises:
@@ -41,7 +42,16 @@ def start(name: str) -> Corpus:
         corpus = load_corpus(name)
     except CorpusUnavailable as error:
         corpus = stand_in(name)
-        display(HTML(_banner(name, error)))
+        display(HTML(_stand_in_banner(name, error)))
+    if budget() == "smoke":
+        display(
+            HTML(
+                _banner(
+                    "This page ran at the smoke budget:",
+                    "a few steps, to see that it runs. Its numbers, and what the prose makes of them, mean nothing.",
+                )
+            )
+        )
     print(
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"corpus {corpus.name}, budget {budget()}, seed {seed()}"
@@ -54,13 +64,17 @@ def stand_in(name: str) -> Corpus:
     return replace(load_corpus(STAND_IN), stands_in_for=name)
 
 
-def _banner(name: str, error: Exception) -> str:
-    return (
-        f'<div class="slm-banner" role="note"><strong>This page ran on {STAND_IN}, not on {name}.</strong> '
+def _stand_in_banner(name: str, error: Exception) -> str:
+    return _banner(
+        f"This page ran on {STAND_IN}, not on {name}.",
         "The corpus could not be had, so the English text of Python's own documentation stands in for it. "
         "Nothing here may be compared with the paper, and what the prose says of Shakespeare need not hold."
-        f"<details><summary>What was tried</summary>{escape(str(error))}</details></div>"
+        f"<details><summary>What was tried</summary>{escape(str(error))}</details>",
     )
+
+
+def _banner(headline: str, text: str) -> str:
+    return f'<div class="slm-banner" role="note"><strong>{headline}</strong> {text}</div>'
 
 
 @dataclass

@@ -17,6 +17,7 @@ def shown(monkeypatch):
     things = []
     monkeypatch.setattr(chapters, "display", things.append)
     monkeypatch.setattr(figures, "use_style", lambda: None)
+    monkeypatch.setenv("SLMLIB_BUDGET", "reduced")
     return things
 
 
@@ -49,6 +50,13 @@ def test_a_chapter_with_its_corpus_shows_no_banner(shown, monkeypatch):
     monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
     assert chapters.start("tiny_shakespeare").stands_in_for is None
     assert shown == []
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):
+    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
+    monkeypatch.setenv("SLMLIB_BUDGET", "smoke")
+    chapters.start("tiny_shakespeare")
+    assert "slm-banner" in shown[0].data and "mean nothing" in shown[0].data
 
 
 def test_findings_are_asserted_at_the_reduced_budget_only(monkeypatch):
