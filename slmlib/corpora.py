@@ -215,7 +215,8 @@ def load_corpus(name: str) -> Corpus:
 
     Raises:
         ValueError: for an unknown name.
-        CorpusUnavailable: if a file is missing or damaged and cannot be downloaded; says what to do.
+        CorpusUnavailable: if a file is missing and cannot be downloaded.
+        CorpusDamaged: if a file has the wrong bytes and cannot be replaced. Both say what to do.
     """
     if name not in CORPORA:
         raise ValueError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}")

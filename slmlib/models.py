@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .windows import generator as seeded
+from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
 
@@ -69,7 +69,7 @@ class TransformerConfig(_Config):
     layers: int = 3
     ff_width: int = 256  # 0 leaves the feed-forward sublayer out
     ff_kind: Literal["relu", "swiglu"] = "relu"
-    dropout: float = 0.1  # after the feed-forward, and at the site that comes next
+    dropout: float = 0.1  # after the feed-forward, and at dropout_site
     dropout_site: Literal["attention", "residual"] = "attention"  # on attention weights, or on each branch's output
     norm: Literal["post", "pre", "none"] = "post"  # LayerNorm after each residual sum, before each sublayer, nowhere
     positions: Literal["learned", "rope", "none"] = "learned"
@@ -326,7 +326,7 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
     if seed is None:
         return _MODULES[type(config)](config, vocab_size)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeded(seed, "initialisation").initial_seed())
+        torch.default_generator.manual_seed(random_stream(seed, "initialisation").initial_seed())
         return _MODULES[type(config)](config, vocab_size)
 
 
@@ -336,7 +336,7 @@ class ParameterCount(NamedTuple):
 
 
 def n_parameters(model: nn.Module) -> ParameterCount:
-    """How many numbers training sets, in all and without the embedding tables."""
+    """Number of trainable parameters, in all and without the embedding tables."""
     total = sum(p.numel() for p in model.parameters())
     embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
     return ParameterCount(total, total - embeddings)
@@ -354,8 +354,9 @@ def generate(
 ) -> Tensor:
     """Continue ``prompt`` by ``n`` sampled tokens.
 
-    The model always sees a whole window, as in training: the last T tokens, filled up on the left with
-    ``pad`` while there are fewer (id 0 is the newline in the character corpora).
+    The model always sees a whole window: the last T tokens, filled up on the left with ``pad`` while there
+    are fewer (id 0 is the newline in the character corpora). No model is trained on such padding: prefer a
+    prompt of at least T tokens.
 
     Args:
         model: any module of this file; it is sampled in evaluation mode and left in the mode it was in.

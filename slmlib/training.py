@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .corpora import Corpus
 from .models import evaluating
-from .windows import Windows, generator
+from .windows import Windows, random_stream
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
 BUDGETS = {"smoke": 0.002, "reduced": 0.06, "paper": 1.0}
@@ -34,9 +34,9 @@ def budget() -> str:
 class Diverged(FloatingPointError):
     """The training loss became NaN or infinite."""
 
-    def __init__(self, step: int, loss: float, learning_rate: float):
+    def __init__(self, step: int, loss: float, learning_rate: float, of: str = "loss"):
         super().__init__(
-            f"loss is {loss} at step {step}, with learning rate {learning_rate:g}; lower the learning rate"
+            f"{of} is {loss} at step {step}, with learning rate {learning_rate:g}; lower the learning rate"
         )
         self.step, self.loss, self.learning_rate = step, loss, learning_rate
 
@@ -48,7 +48,7 @@ class TrainingConfig:
     epochs: int = 3
     windows_per_epoch: int = 50_000
     eval_windows: int | None = 10_000  # validation uses the first so many of its split; None: all
-    eval_stride: int = 1  # and of these every so manieth
+    eval_stride: int = 1  # and of these every eval_stride-th
     batch: int = 64
     learning_rate: float = 3e-4
 
@@ -113,6 +113,8 @@ def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, p
 
     Args:
         model: a module with a ``config.context``, (B, T) ids -> (B, V) logits.
+        corpus: trains on its train split, validates on its valid split.
+        training: how long, how fast, on what batches.
         seed: which windows are drawn, and which units dropout drops.
         progress: show a bar (the environment variable ``TQDM_DISABLE=1`` hides it everywhere).
 
@@ -127,14 +129,14 @@ def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, p
         raise ValueError(
             f"TrainingConfig.eval_windows is {training.eval_windows}, but the validation split holds {there} windows"
         )
-    draws = generator(seed, "windows")
+    draws = random_stream(seed, "windows")
     optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
     history, best, began = History(), None, time.perf_counter()
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bars do not read it themselves
     bar = tqdm(total=training.epochs * training.steps_per_epoch, unit="step", leave=False, disable=hidden)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # nn.Dropout reads the global generator of its device: seed that one alone, for the run alone.
-        dropout = generator(seed, "dropout").initial_seed()
+        dropout = random_stream(seed, "dropout").initial_seed()
         torch.default_generator.manual_seed(dropout)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -159,7 +161,7 @@ def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, p
             history.train.append((torch.stack(losses) * sizes).sum().item() / len(starts))
             history.valid.append(evaluate(model, corpus.valid, training.eval_windows, training.eval_stride))
             if not math.isfinite(history.valid[-1]):  # the epoch's last update has shown in no training loss yet
-                raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate)
+                raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate, "validation loss")
             bar.set_postfix(valid=f"{history.valid[-1]:.3f}")
             if history.best_epoch == len(history.valid):
                 best = {k: v.clone() for k, v in model.state_dict().items()}  # a copy: later steps update in place
@@ -182,7 +184,7 @@ def _check(losses: list[Tensor], done: int, training: TrainingConfig):
 def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride: int = 1, batch: int = 512) -> float:
     """Mean NLL in nats a token over the first ``n_windows`` windows of ``ids``, all of them if None.
 
-    With a ``stride`` above 1 only every so manieth of these is looked at: the same text, at less cost.
+    With a ``stride`` only every ``stride``-th of these is scored: the same text, at less cost.
     Runs in evaluation mode, where the model's parameters are, and leaves the model in the mode it was in.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def generator(seed: int, purpose: str) -> torch.Generator:
+def random_stream(seed: int, purpose: str) -> torch.Generator:
     """A CPU random generator for one purpose ("windows", "dropout", …) of one seed.
 
     Different purposes of the same seed give unrelated streams, so that, say, adding a dropout layer

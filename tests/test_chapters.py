@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from slmlib import LinearConfig, TrainingConfig, chapters, corpora, figures, paper
+from slmlib import LinearConfig, TrainingConfig, Windows, chapters, corpora, figures, paper
 from slmlib.corpora import CorpusDamaged, CorpusUnavailable
+from slmlib.ngrams import Additive
 from slmlib.training import History
 
 
@@ -102,6 +103,7 @@ def test_the_table_leaves_the_paper_out_on_a_stand_in(live):
     assert set(with_paper.columns) - set(without.columns) == {"paper's figure"}
     assert with_paper.loc["Linear", "windows seen"] == "300 of 150,000"
     assert without.loc["Linear", "windows seen"] == "300"
+    assert 2 < float(without.loc["Linear", "whole split"]) < 6
 
 
 def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
@@ -183,3 +185,16 @@ def contrast(a, b):
 def test_lines_and_text_stand_out_on_both_pages(page):
     assert contrast(figures.GREY, page) > 4
     assert all(contrast(colour, page) > 2.9 for colour, _ in figures.MODELS.values())
+
+
+def test_yardsticks_score_the_tokens_that_a_run_is_scored_on():
+    corpus = corpora.load_corpus("python-docs")
+    training = TrainingConfig(eval_windows=1_000, eval_stride=8)
+    levels = chapters.yardsticks(corpus, training, orders=(2, 3))
+    assert [list(by_name) for by_name in levels.values()] == [["bigram", "3-gram"]] * 2
+    for split in ("valid", "test"):
+        ids = getattr(corpus, split)
+        _, targets = Windows(ids, 128)[torch.arange(0, 1_000, 8)]
+        nll = Additive(2, len(corpus.vocabulary), 0.1).fit(corpus.train).nll(ids)
+        assert torch.equal(ids[128:1_128:8], targets)
+        assert levels[split]["bigram"] == pytest.approx(nll[128:1_128:8].mean().item())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from slmlib.corpora import Corpus, Vocabulary
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build
 from slmlib.training import BUDGETS, Diverged, History, TrainingConfig, budget, evaluate, fit
-from slmlib.windows import Windows, generator
+from slmlib.windows import Windows, random_stream
 
 V, T = 7, 5
 MLP = MLPConfig(context=T, d_model=6, hidden=16, dropout=0.3)
@@ -102,7 +102,7 @@ def test_fit_is_adam_with_default_betas_on_the_drawn_windows():
     fitted, history = run(config, training)
     model = build(config, V, seed=0)
     adam = torch.optim.Adam(model.parameters(), lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=False)
-    starts = Windows(NOISE.train, T).draw(72, generator(0, "windows")).tolist()
+    starts = Windows(NOISE.train, T).draw(72, random_stream(0, "windows")).tolist()
     losses = []
     for first in range(0, 72, 16):
         chosen = starts[first : first + 16]
@@ -121,7 +121,7 @@ def test_each_epoch_draws_new_windows_and_validates_as_told():
     """At a vanishing learning rate the model stays as it is, so the losses tell which windows it saw."""
     training = replace(QUICK, learning_rate=1e-30, eval_windows=40, eval_stride=3)
     model, history = run(replace(MLP, dropout=0.0), training)
-    windows, draws, model = Windows(NOISE.train, T), generator(0, "windows"), model.eval()
+    windows, draws, model = Windows(NOISE.train, T), random_stream(0, "windows"), model.eval()
     for seen in history.train:
         inputs, targets = windows[windows.draw(40, draws)]
         assert seen == pytest.approx(F.cross_entropy(model(inputs), targets).item(), abs=1e-5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slmlib.windows import Windows, generator
+from slmlib.windows import Windows, random_stream
 
 IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5])
 
@@ -50,7 +50,7 @@ def test_ids_must_be_one_dimensional(ids):
 
 def test_draw_is_uniform_over_all_starts_with_replacement():
     windows = Windows(IDS, 3)
-    starts = windows.draw(8000, generator(0, "windows"))
+    starts = windows.draw(8000, random_stream(0, "windows"))
     counts = starts.bincount(minlength=len(windows))
     assert starts.shape == (8000,)
     assert starts.dtype == torch.int64
@@ -63,7 +63,7 @@ def test_draws_are_reproducible_and_differ_by_seed_purpose_and_call():
     windows = Windows(torch.arange(1000), 3)
 
     def draw(seed=0, purpose="windows", call=0):
-        g = generator(seed, purpose)
+        g = random_stream(seed, purpose)
         return [windows.draw(20, g).tolist() for _ in range(call + 1)][call]
 
     torch.manual_seed(1)
