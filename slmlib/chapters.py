@@ -116,7 +116,7 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
     rows = {}
     for live in runs:
         reported, count = paper.run(live.label), n_parameters(live.model)
-        ours, theirs = (f"{t.epochs * t.windows_per_epoch:,}" for t in (live.training, reported.training))
+        ours, theirs = (f"{t.epochs * t.windows_per_epoch / 1000:g}k" for t in (live.training, reported.training))
         whole = evaluate(live.model, corpus.test, stride=11 * live.training.eval_stride)  # it is 11 times as long
         rows[live.label] = {
             "this run": f"{live.test_nll:.3f}",

@@ -69,8 +69,8 @@ def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
 def _yardsticks(ax: plt.Axes, yardsticks: Mapping[str, float] | None) -> None:
     for name, nll in (yardsticks or {}).items():
         ax.axhline(nll, color=GREY, lw=1, ls=(0, (1, 2)))
-        ax.annotate(name, (0, nll), (3, -2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    ha="left", va="top", fontsize=9)  # fmt: skip
+        ax.annotate(name, (0, nll), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    ha="left", va="bottom", fontsize=9)  # fmt: skip
 
 
 def loss_curves(
