@@ -58,7 +58,7 @@ setup: .venv/.installed
 
 book: _build/html/.complete
 	@echo "The book is in _build/html/index.html"
-	@! grep -q slm-banner .run/book/*.ipynb || \
+	@! grep -q 'This page ran on python-docs' .run/book/*.ipynb || \
 	  echo "Some chapters ran on the stand-in corpus, since theirs could not be had; to try again: make clean book"
 
 # A copy of the book is run, so the notebooks in book/ stay without outputs. Chapters that did not change are taken

@@ -13,11 +13,13 @@ from torch import nn
 
 from . import figures, paper
 from .corpora import Corpus, CorpusUnavailable, load_corpus
-from .models import Config, build, n_parameters
+from .models import Config, build, generate, n_parameters
 from .ngrams import Additive
 from .training import History, TrainingConfig, budget, evaluate, fit
+from .windows import random_stream
 
 STAND_IN = "python-docs"
+CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
 
 
 def seed() -> int:
@@ -42,15 +44,16 @@ def start(name: str) -> Corpus:
         corpus = load_corpus(name)
     except CorpusUnavailable as error:
         corpus = stand_in(name)
-        display(HTML(_stand_in_banner(name, error)))
+        _banner(
+            f"This page ran on {STAND_IN}, not on {name}.",
+            "The corpus could not be had, so the English text of Python's own documentation stands in for it. "
+            "Nothing here may be compared with the paper, and what the prose says of Shakespeare need not hold."
+            f"<details><summary>What was tried</summary>{escape(str(error))}</details>",
+        )
     if budget() == "smoke":
-        display(
-            HTML(
-                _banner(
-                    "This page ran at the smoke budget:",
-                    "a few steps, to see that it runs. Its numbers, and what the prose makes of them, mean nothing.",
-                )
-            )
+        _banner(
+            "This page ran at the smoke budget:",
+            "a few steps, to see that it runs. Its numbers, and what the prose makes of them, mean nothing.",
         )
     print(
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
@@ -64,17 +67,8 @@ def stand_in(name: str) -> Corpus:
     return replace(load_corpus(STAND_IN), stands_in_for=name)
 
 
-def _stand_in_banner(name: str, error: Exception) -> str:
-    return _banner(
-        f"This page ran on {STAND_IN}, not on {name}.",
-        "The corpus could not be had, so the English text of Python's own documentation stands in for it. "
-        "Nothing here may be compared with the paper, and what the prose says of Shakespeare need not hold."
-        f"<details><summary>What was tried</summary>{escape(str(error))}</details>",
-    )
-
-
-def _banner(headline: str, text: str) -> str:
-    return f'<div class="slm-banner" role="note"><strong>{headline}</strong> {text}</div>'
+def _banner(headline: str, text: str) -> None:
+    display(HTML(f'<div class="slm-banner" role="note"><strong>{headline}</strong> {text}</div>'))
 
 
 @dataclass
@@ -96,7 +90,7 @@ def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, 
     """
     model = build(config, len(corpus.vocabulary), seed=seed)
     history = fit(model, corpus, training, seed=seed)
-    test = corpus.test[max(0, 128 - config.context) :]
+    test = corpus.test[max(0, CONTEXT - config.context) :]
     test_nll = evaluate(model, test, training.eval_windows, training.eval_stride)
     return LiveRun(label, model, training, history, test_nll)
 
@@ -142,9 +136,21 @@ def yardsticks(corpus: Corpus, training: TrainingConfig, orders: Iterable[int] =
     for n in orders:
         model = Additive(n, len(corpus.vocabulary), 0.1).fit(corpus.train)
         for split, by_name in levels.items():
-            scored = model.nll(getattr(corpus, split))[128:][: training.eval_windows][:: training.eval_stride]
+            scored = model.nll(getattr(corpus, split))[CONTEXT:][: training.eval_windows][:: training.eval_stride]
             by_name[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = scored.mean().item()
     return levels
+
+
+def sample(model: nn.Module, corpus: Corpus, n: int = 200) -> str:
+    """What the model writes after an opening, a speaker's name in Shakespeare: the opening and n tokens more.
+
+    Test text before the opening fills the window, as in training; temperature 0.8, the chapters' seed.
+    """
+    opening = corpus.vocabulary.encode("\nThe " if corpus.stands_in_for else "\nROMEO:\n")
+    before = corpus.test[: CONTEXT - 8]
+    ids = torch.cat((before, opening))
+    text = generate(model, ids, n, temperature=0.8, generator=random_stream(seed(), "text"))
+    return corpus.vocabulary.decode(text[len(before) + 1 :])  # without the newline before the opening
 
 
 def say(markdown: str) -> None:
