@@ -1,11 +1,19 @@
-"""The paper's runs as it reports them: S. S. Bhatti, arXiv 2512.20877 (2025).
+"""The paper's runs and claims: S. S. Bhatti, arXiv 2512.20877 (2025); and the test that each claim gets here.
 
 Configurations are read off the paper and its public notebook; parameters, FLOPs and test NLL are its
 own figures, one seed each. Its FLOP figure is 2 · parameters · T · windows · epochs for every architecture.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from statistics import mean, stdev
+from typing import Literal
 
+import numpy as np
+from scipy import stats
+
+from .experiments import Experiment, Record, Store
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
 
@@ -23,6 +31,16 @@ class PaperRun:
     reported_flops: float
     test_nll: float  # nats a token, on the first training.eval_windows windows of the test split
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds of it the book publishes."""
+        return 3 if self.group == "words" else 5
+
+    def experiment(self, seed: int) -> Experiment:
+        """The same run by our code, at the paper's full budget."""
+        cap = WORD_CAP if self.group == "words" else None
+        return Experiment(self.corpus, self.model, self.training, seed, cap)
+
 
 _MAIN3 = TrainingConfig(epochs=3)
 _MAIN4 = TrainingConfig(epochs=4)
@@ -30,8 +48,8 @@ _SWEEP = TrainingConfig(epochs=2, windows_per_epoch=30_000, eval_windows=5_000)
 _ROPE = TrainingConfig(epochs=8)
 _WORDS = TrainingConfig(epochs=8, windows_per_epoch=79_935, eval_windows=19_935, batch=32)
 
-#: How much of each split the paper's word-level runs read.
-WORD_CAP = {"train": 80_000, "valid": 20_000, "test": 20_000}
+#: How many tokens the paper's word-level runs train on; of validation and test they read the first 20,000.
+WORD_CAP = 80_000
 
 
 def _attention(heads: int) -> TransformerConfig:
@@ -84,3 +102,271 @@ def run(label: str) -> PaperRun:
         if r.label == label:
             return r
     raise KeyError(f"no run is labelled {label!r}; there are {', '.join(r.label for r in RUNS)}")
+
+
+def experiments(seeds: int | None = None, groups: Iterable[str] | None = None) -> list[Experiment]:
+    """The paper's runs at its full budget, seed by seed.
+
+    Args:
+        seeds: how many seeds of each; those that the book publishes if None (5 a character-level run, 3 a word-level).
+        groups: which groups of runs; all if None.
+
+    Raises:
+        ValueError: for a number of seeds below 1, or an unknown group.
+    """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    known = list(dict.fromkeys(r.group for r in RUNS))
+    if unknown := set(groups or ()) - set(known):
+        raise ValueError(f"no group of runs is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = [r for r in RUNS if not groups or r.group in groups]
+    most = max(seeds or r.seeds for r in chosen)
+    return [r.experiment(s) for s in range(most) for r in chosen if s < (seeds or r.seeds)]
+
+
+#: Records of the paper's runs at its full budget, by label and seed.
+Records = Mapping[str, Mapping[int, Record]]
+
+
+def records(store: Store, seeds: int = 100) -> dict[str, dict[int, Record]]:
+    """The records that a store holds of the paper's runs, of the first so many seeds."""
+    found: dict[str, dict[int, Record]] = {}
+    for r in RUNS:
+        by_seed = {s: store.get(r.experiment(s)) for s in range(seeds)}
+        found[r.label] = {s: record for s, record in by_seed.items() if record is not None}
+    return found
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far one of the paper's runs has been rerun, and how its figure compares."""
+
+    label: str
+    group: str
+    seeds: int  # records found
+    wanted: int
+    mean: float | None  # test NLL in nats, on the paper's windows
+    sd: float | None  # over seeds; None below two
+    whole: float | None  # mean test NLL on the whole test split
+    paper: float
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the mean is within 0.03 nats, or 3 standard deviations, of the paper's figure; None if unknown."""
+        if self.mean is None or (self.sd is None and abs(self.mean - self.paper) > 0.03):
+            return None
+        return abs(self.mean - self.paper) <= max(0.03, 3 * (self.sd or 0.0))
+
+
+def status(found: Records) -> list[Status]:
+    """One line for each of the 20 runs, in the paper's order."""
+    lines = []
+    for r in RUNS:
+        losses = [record.test_nll for record in found[r.label].values()]
+        lines.append(
+            Status(
+                label=r.label,
+                group=r.group,
+                seeds=len(losses),
+                wanted=r.seeds,
+                mean=mean(losses) if losses else None,
+                sd=stdev(losses) if len(losses) > 1 else None,
+                whole=mean(record.test_nll_whole for record in found[r.label].values()) if losses else None,
+                paper=r.test_nll,
+            )
+        )
+    return lines
+
+
+def _test(record: Record) -> float:
+    return record.test_nll
+
+
+def _valid(epoch: int) -> Callable[[Record], float]:
+    return lambda record: record.valid[epoch - 1]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A sum of weighted losses that a claim says is above zero: the worse minus the better, say.
+
+    Runs with the same context and the same number of windows draw the same windows for the same seed: they are
+    compared seed by seed (a paired t test). Others are compared by Welch's t test.
+    """
+
+    says: str
+    terms: tuple[tuple[float, str, Callable[[Record], float]], ...]  # weight, label, what is read off a record
+    paper: float | None = None  # what the paper's single runs give, where they give it
+    paired: bool = True
+
+
+def _worse(worse: str, better: str, paired: bool = True) -> Contrast:
+    figure = run(worse).test_nll - run(better).test_nll
+    return Contrast(f"{worse} − {better}", ((1, worse, _test), (-1, better, _test)), figure, paired)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper, and the contrasts that must all be above zero if it holds."""
+
+    id: str
+    statement: str
+    evidence: str  # the paper's own
+    contrasts: tuple[Contrast, ...]
+    asks: str  # what is tested, and why that is a test of the claim
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "C1",
+        "Nonlinear models dramatically outperform the linear baseline",
+        "3.05 → 2.32 → 2.13 → 2.01 nats, linear to transformer",
+        tuple(_worse("Linear", label) for label in ("MLP", "Self-attention", "Transformer")),
+        "Each of the three nonlinear models of the main table has the lower test loss.",
+    ),
+    Claim(
+        "C2",
+        "Attention dominates MLPs per FLOP even at small scale",
+        "test loss against 2 · parameters · T · windows, for every architecture alike",
+        (
+            Contrast(
+                "MLP after 3 epochs − Self-attention after 2",
+                ((1, "MLP", _valid(3)), (-1, "Self-attention", _valid(2))),
+            ),
+        ),
+        "One block of attention, stopped at its last epoch that costs no more counted FLOPs than the whole training of "
+        "the paper's MLP, has the lower validation loss.",
+    ),
+    Claim(
+        "C3",
+        "More depth without sufficient optimisation degrades",
+        "2.280 with three layers, 2.308 with four",
+        (_worse("Transformer L=4", "Transformer L=3"),),
+        "Four layers have a higher test loss than three after the same 60,000 windows.",
+    ),
+    Claim(
+        "C4",
+        "More context without sufficient optimisation degrades",
+        "the linear model: 2.51 → 2.70 → 3.05 at 32, 64, 128 characters",
+        (_worse("Linear T=64", "Linear T=32", paired=False), _worse("Linear T=128", "Linear T=64", paired=False)),
+        "Each doubling of the linear model's context raises its test loss after the same 60,000 windows.",
+    ),
+    Claim(
+        "C5",
+        "Rotary positions underperform learned ones in the small regime",
+        "2.010 against 1.974",
+        (_worse("RoPE", "Learned positions"),),
+        "The model with rotary positions has the higher test loss after the same 400,000 windows.",
+    ),
+    Claim(
+        "C6",
+        "Capacity must match compute: more parameters need more optimisation steps",
+        "MLPs 128, 256, 512 wide: 2.548 → 2.512 → 2.500",
+        (
+            Contrast(
+                "gain 128 → 256 − gain 256 → 512",
+                ((1, "MLP h=128", _test), (-2, "MLP h=256", _test), (1, "MLP h=512", _test)),
+                run("MLP h=128").test_nll - 2 * run("MLP h=256").test_nll + run("MLP h=512").test_nll,
+            ),
+            Contrast(
+                "second epoch's gain, h = 512 − h = 128",
+                (
+                    (1, "MLP h=512", _valid(1)),
+                    (-1, "MLP h=512", _valid(2)),
+                    (-1, "MLP h=128", _valid(1)),
+                    (1, "MLP h=128", _valid(2)),
+                ),
+            ),
+        ),
+        "Under a fixed number of steps the second doubling of the width buys less than the first, and a second epoch "
+        "buys the widest model more (in validation loss) than the narrowest.",
+    ),
+    Claim(
+        "C7",
+        "Word-level training under the cap overfits early; early stopping is what holds it",
+        "validation is best after epoch 2 (Penn Treebank) and 1 (WikiText-2) of 8",
+        tuple(
+            Contrast(f"{label}: epoch 8 − epoch {best}", ((1, label, _valid(8)), (-1, label, _valid(best))))
+            for label, best in (("Penn Treebank", 2), ("WikiText-2", 1))
+        ),
+        "On both corpora the validation loss after the last epoch is above that after the paper's best epoch.",
+    ),
+)
+
+Verdict = Literal["holds", "does not hold", "cannot be told apart from noise", "not enough records"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the records say of one contrast."""
+
+    contrast: Contrast
+    n: int  # seeds
+    effect: float  # nats
+    low: float  # of the 95 % interval of the effect, not corrected
+    high: float
+    d: float  # the effect over the standard deviation of the seeds' contrasts (unpaired: of the runs), Cohen's d
+    p: float  # two-sided, after Holm's correction over all contrasts of all claims
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim, what was found of each of its contrasts, and the verdict."""
+
+    claim: Claim
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+
+
+def judge(found: Records, claims: Sequence[Claim] = CLAIMS, level: float = 0.05) -> list[Judgement]:
+    """A verdict on each claim.
+
+    A claim *holds* if all its contrasts are above zero, *does not hold* if one is below zero, each at ``level``
+    after Holm's (1979) correction over all contrasts of all claims. Otherwise it *cannot be told apart from
+    noise*; and where a contrast has fewer than two seeds there are *not enough records*.
+    """
+    raw = {c: _measure(c, found) for claim in claims for c in claim.contrasts}
+    adjusted = holm({c: f.p for c, f in raw.items() if f is not None})
+    judged = []
+    for claim in claims:
+        findings = tuple(replace(raw[c], p=adjusted[c]) for c in claim.contrasts if raw[c] is not None)
+        told = [f.p <= level for f in findings]
+        if len(findings) < len(claim.contrasts):
+            verdict = "not enough records"
+        elif any(f.effect < 0 and t for f, t in zip(findings, told, strict=True)):
+            verdict = "does not hold"
+        elif all(f.effect > 0 and t for f, t in zip(findings, told, strict=True)):
+            verdict = "holds"
+        else:
+            verdict = "cannot be told apart from noise"
+        judged.append(Judgement(claim, findings, verdict))
+    return judged
+
+
+def holm(p: Mapping) -> dict:
+    """p values after Holm's step-down correction, by the same keys (Holm, 1979)."""
+    adjusted, highest = {}, 0.0
+    for i, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(p) - i) * value))
+        adjusted[key] = highest
+    return adjusted
+
+
+def _measure(contrast: Contrast, found: Records) -> Finding | None:
+    """The contrast's effect, interval and uncorrected p; None with fewer than two seeds."""
+    if contrast.paired:
+        seeds = sorted(set.intersection(*(set(found[label]) for _, label, _ in contrast.terms)))
+        values = [sum(w * read(found[label][s]) for w, label, read in contrast.terms) for s in seeds]
+        if len(values) < 2:
+            return None
+        result, effect, spread, n = stats.ttest_1samp(values, 0.0), mean(values), stdev(values), len(values)
+    else:
+        (w1, worse, read1), (w2, better, read2) = contrast.terms
+        a = [w1 * read1(r) for r in found[worse].values()]
+        b = [-w2 * read2(r) for r in found[better].values()]
+        if min(len(a), len(b)) < 2:
+            return None
+        result, effect = stats.ttest_ind(a, b, equal_var=False), mean(a) - mean(b)
+        spread, n = sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2), min(len(a), len(b))
+    low, high = result.confidence_interval(0.95)
+    return Finding(contrast, n, effect, float(low), float(high), effect / spread, float(result.pvalue))

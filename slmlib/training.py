@@ -1,10 +1,16 @@
 """Training and evaluation: the loop that every result in the book comes from."""
 
+import json
 import math
 import os
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +109,14 @@ class History:
         return min(range(len(self.valid)), key=self.valid.__getitem__) + 1
 
 
-def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, progress: bool = True) -> History:
+def fit(
+    model: nn.Module,
+    corpus: Corpus,
+    training: TrainingConfig,
+    seed: int,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> History:
     """Train ``model`` in place on windows of ``corpus.train``.
 
     It ends with the weights of its best-validation epoch, in evaluation mode, without gradients.
@@ -117,9 +130,12 @@ def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, p
         training: how long, how fast, on what batches.
         seed: which windows are drawn, and which units dropout drops.
         progress: show a bar (the environment variable ``TQDM_DISABLE=1`` hides it everywhere).
+        checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, the
+            run goes on from it, to the same bits as if it had never stopped. The caller deletes it.
 
     Raises:
-        ValueError: if a split is too short for the context or for ``training.eval_windows``.
+        ValueError: if a split is too short for the context or for ``training.eval_windows``, or if ``checkpoint``
+            is of another run or no checkpoint.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
     device = next(model.parameters()).device
@@ -131,17 +147,23 @@ def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, p
         )
     draws = random_stream(seed, "windows")
     optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
-    history, best, began = History(), None, time.perf_counter()
+    history, best, began = History(), {}, time.perf_counter()
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bars do not read it themselves
     bar = tqdm(total=training.epochs * training.steps_per_epoch, unit="step", leave=False, disable=hidden)
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # nn.Dropout reads the global generator of its device: seed that one alone, for the run alone.
+    with bar, _fast_matmul(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Dropout reads the global generator of its device: seed that one alone, for the run alone.
         dropout = random_stream(seed, "dropout").initial_seed()
         torch.default_generator.manual_seed(dropout)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(dropout)
-        for _ in range(training.epochs):
+        state = _State(model, optimiser, draws, history, best, device)
+        run = f"{model.config} {corpus.name} {len(corpus.train)} {training} seed={seed} torch={torch.__version__}"
+        if checkpoint is not None and checkpoint.exists():
+            state.restore(checkpoint, run)
+            bar.update(len(history.step_losses))
+            began -= history.seconds
+        for _ in range(len(history.valid), training.epochs):
             model.train()
             starts = windows.draw(training.windows_per_epoch, draws).to(device)
             losses = []
@@ -164,12 +186,103 @@ def fit(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int, p
                 raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate, "validation loss")
             bar.set_postfix(valid=f"{history.valid[-1]:.3f}")
             if history.best_epoch == len(history.valid):
-                best = {k: v.clone() for k, v in model.state_dict().items()}  # a copy: later steps update in place
+                best |= {k: v.clone() for k, v in model.state_dict().items()}  # a copy: later steps update in place
+            history.seconds = time.perf_counter() - began
+            if checkpoint is not None:
+                state.save(checkpoint, run)
     model.load_state_dict(best)
     model.zero_grad()
     model.eval()
-    history.seconds = time.perf_counter() - began
     return history
+
+
+@dataclass
+class _State:
+    """All that the rest of a run of ``fit`` depends on, to and from one file of named tensors."""
+
+    model: nn.Module
+    optimiser: torch.optim.Adam
+    draws: torch.Generator
+    history: History
+    best: dict[str, Tensor]
+    device: torch.device
+
+    def save(self, path: Path, run: str) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for i, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
+        tensors |= {"random.windows": self.draws.get_state(), "random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        metadata = {"run": run, "history": json.dumps(asdict(self.history))}
+        safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+        os.replace(partial, path)  # whole or not at all
+
+    def restore(self, path: Path, run: str) -> None:
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            tensors = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is no checkpoint ({error}); delete it to start this run anew") from error
+        if metadata.get("run") != run:
+            raise ValueError(
+                f"checkpoint {path} is of another run, {metadata.get('run')!r}, not of {run!r}; "
+                "delete it to start this run anew"
+            )
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}, "random": {}}
+        for name, tensor in tensors.items():
+            group, _, key = name.partition(".")
+            groups[group][key] = tensor
+        self.model.load_state_dict(groups["model"])
+        self.best |= {k: v.to(self.device) for k, v in groups["best"].items()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in groups["adam"].items():
+            i, _, key = name.partition(".")
+            moments.setdefault(int(i), {})[key] = tensor
+        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        for name, value in json.loads(metadata["history"]).items():
+            setattr(self.history, name, value)
+        self.draws.set_state(groups["random"]["windows"])
+        torch.set_rng_state(groups["random"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
+
+
+@contextmanager
+def _fast_matmul(device: torch.device):
+    """Inside, float32 matrix products on a CPU go to oneDNN, where its results are as exact as those by default.
+
+    PyTorch multiplies by MKL, which on AMD's processors reaches less than half of oneDNN's speed. oneDNN is asked
+    only where it may use bfloat16. A CPU with bfloat16 units would do so: there the default is kept.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    if device.type == "cpu" and before == "none" and _onednn_is_exact():
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@cache
+def _onednn_is_exact() -> bool:
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    stream = torch.Generator().manual_seed(0)
+    a, b = torch.randn(512, 256, generator=stream), torch.randn(256, 256, generator=stream)
+    exact, error = a.double() @ b.double(), {}
+    try:
+        for precision in (before, "bf16"):
+            matmul.fp32_precision = precision
+            products = (a @ b, (b.T @ a.T).T, torch.bmm(a.view(4, 128, 256), b.expand(4, -1, -1)).flatten(0, 1))
+            error[precision] = max((p - exact).abs().max().item() for p in products)
+    finally:
+        matmul.fp32_precision = before
+    return error["bf16"] <= 4 * error[before]
 
 
 def _check(losses: list[Tensor], done: int, training: TrainingConfig):
@@ -181,7 +294,7 @@ def _check(losses: list[Tensor], done: int, training: TrainingConfig):
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride: int = 1, batch: int = 512) -> float:
+def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride: int = 1, batch: int = 64) -> float:
     """Mean NLL in nats a token over the first ``n_windows`` windows of ``ids``, all of them if None.
 
     With a ``stride`` only every ``stride``-th of these is scored: the same text, at less cost.
@@ -199,7 +312,7 @@ def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride
         raise ValueError(f"stride must be at least 1, got {stride!r}")
     starts = torch.arange(0, n, stride, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(model):
+    with evaluating(model), _fast_matmul(device):
         for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
             total += F.cross_entropy(model(inputs), targets, reduction="sum").double()

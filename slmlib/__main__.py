@@ -1,0 +1,154 @@
+"""The command line: ``python -m slmlib data``, ``run``, ``status``."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from . import paper
+from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch
+from .experiments import RESULTS, Record, Remaining, Store, run_all
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+out, err = Console(), Console(stderr=True)
+
+Suite = StrEnum("Suite", {"paper": "paper"})
+Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
+Device = StrEnum("Device", {name: name for name in ("auto", "cpu", "cuda")})
+StoreOption = Annotated[Path, typer.Option("--store", help="The folder of the records.")]
+
+
+@app.command()
+def data():
+    """Fetch and verify every corpus file."""
+    print(f"in {data_folder()}:")
+    for file in FILES:
+        try:
+            print(f"  {file}  {fetch(file).stat().st_size:>12,} bytes, SHA-256 as expected")
+        except (CorpusUnavailable, CorpusDamaged) as error:
+            err.print(error, style="red", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from None
+
+
+@app.command()
+def run(
+    suite: Annotated[Suite, typer.Argument(help="Which experiments.")],
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of each run; default: as many as are published.")
+    ] = None,
+    group: Annotated[list[Group] | None, typer.Option(help="Only this group of runs; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where to train; auto: a GPU if there is one.")] = Device.auto,
+    store: StoreOption = RESULTS / "paper",
+):
+    """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
+    experiments = paper.experiments(seeds, group)
+    where = device.value if device != Device.auto else "cuda" if torch.cuda.is_available() else "cpu"
+    records = Store(store)
+    remaining = Remaining(experiments, records, workers, where)
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
+        task = progress.add_task("", total=len(experiments), completed=len(remaining.finished))
+
+        def show(record: Record):
+            name, seconds = record.experiment.name, record.seconds["training"]
+            out.print(f"{name}  test NLL {record.test_nll:.4f}  {seconds:.0f} s", highlight=False)
+            remaining.add(record)
+            progress.update(task, completed=len(remaining.finished))
+
+        try:
+            with _pool(workers) as executor:
+                run_all([e for e in experiments if e not in remaining.finished], executor, records, where, show)
+        except KeyboardInterrupt:
+            progress.stop()
+            err.print(
+                f"Stopped with {len(remaining.finished)} of {len(experiments)} done. The same command goes on from "
+                "here; a run under way goes on from its last finished epoch."
+            )
+            raise typer.Exit(130) from None
+        except ExceptionGroup as group_:
+            progress.stop()
+            for error in group_.exceptions:
+                err.print(f"{' '.join(error.__notes__)}: {error}", style="red", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from None
+
+
+class _Left(ProgressColumn):
+    def __init__(self, remaining: Remaining):
+        super().__init__()
+        self.remaining = remaining
+
+    def render(self, task) -> Text:
+        return Text(str(self.remaining))
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Processes of one thread each, which end with this one, however it ends."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        with pool:
+            try:
+                yield pool
+            except BaseException:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid, signal.SIGINT)
+                raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker():
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a configuration.")] = False,
+    store: StoreOption = RESULTS / "paper",
+):
+    """The paper's 20 runs: records found and missing, our mean and spread, the paper's figure."""
+    lines = paper.status(paper.records(Store(store)))
+    if as_json:
+        print(json.dumps([asdict(line) for line in lines], indent=1))
+        return
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for heading in ("run", "done", "mean ± s.d.", "whole", "paper", "difference", "agrees"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "run" else "right")
+    for s in lines:
+        spread = "" if s.sd is None else f" ± {s.sd:.4f}"
+        table.add_row(
+            s.label,
+            f"{s.seeds}/{s.wanted}",
+            "" if s.mean is None else f"{s.mean:.4f}{spread}",
+            "" if s.whole is None else f"{s.whole:.4f}",
+            f"{s.paper:.4f}",
+            "" if s.mean is None else f"{s.mean - s.paper:+.4f}",
+            {None: "", True: "yes", False: "no"}[s.agrees],
+        )
+    out.print(table)
+    out.print(
+        "Test NLL in nats a token, mean over seeds on the paper's test windows and on the whole test split.\n"
+        "agrees: within 0.03 nats or 3 standard deviations of the paper's figure."
+    )
+
+
+if __name__ == "__main__":
+    app()

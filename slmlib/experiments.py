@@ -1,0 +1,395 @@
+"""Experiments and the records that they leave: what was run, what came out, on which machine.
+
+A store is a folder with one JSON file a record. What is in it is not run again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, as_completed
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from .corpora import Corpus, load_corpus
+from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
+from .training import TrainingConfig, evaluate, fit
+
+_HERE = Path(__file__).parent
+
+#: Where the published records are, a folder a suite: beside the package in a clone, inside it where it was installed.
+RESULTS = next((folder for folder in (_HERE / "results", _HERE.parent / "results") if folder.is_dir()), Path("results"))
+
+_KINDS: dict[str, type[Config]] = {"linear": LinearConfig, "mlp": MLPConfig, "transformer": TransformerConfig}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, completely described: the same experiment on the same machine gives the same record.
+
+    Raises:
+        ValueError: for a negative seed or a ``train_tokens`` below 1.
+    """
+
+    corpus: str
+    model: Config
+    training: TrainingConfig
+    seed: int
+    train_tokens: int | None = None  # only so many tokens of the train split are read; None: all
+
+    def __post_init__(self):
+        if self.train_tokens is not None and (type(self.train_tokens) is not int or self.train_tokens < 1):
+            raise ValueError(f"Experiment.train_tokens must be a positive integer or None, got {self.train_tokens!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"Experiment.seed must be a non-negative integer, got {self.seed!r}")
+
+    @property
+    def kind(self) -> str:
+        """``linear``, ``mlp`` or ``transformer``."""
+        return next(kind for kind, cls in _KINDS.items() if type(self.model) is cls)
+
+    def spec(self) -> dict[str, Any]:
+        """All that there is to say of it, as JSON would hold it."""
+        return {
+            "corpus": self.corpus,
+            "train_tokens": self.train_tokens,
+            "model": {"kind": self.kind, **asdict(self.model)},
+            "training": asdict(self.training),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "Experiment":
+        """The experiment that ``spec()`` describes; fields that it lacks have their defaults.
+
+        Raises:
+            ValueError: for a field or a kind of model that there is not.
+        """
+        model = dict(spec["model"])
+        try:
+            kind = _KINDS[model.pop("kind")]
+            return cls(**{**spec, "model": kind(**model), "training": TrainingConfig(**spec["training"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the spec of an experiment ({error}): {spec!r}") from error
+
+    @property
+    def key(self) -> str:
+        """Ten hexadecimal digits of the SHA-256 of its canonical JSON.
+
+        Fields at their defaults are left out of that, so that a field added later, whose default means what
+        was always done, changes no key.
+        """
+        canonical = {
+            "corpus": self.corpus,
+            "train_tokens": self.train_tokens,
+            "model": {"kind": self.kind, **_changed(self.model)},
+            "training": _changed(self.training),
+            "seed": self.seed,
+        }
+        text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """What it is, in short, and its key: the name of its record's file."""
+        return f"{self.corpus}-{self.kind}-T{self.model.context}-s{self.seed}-{self.key}"
+
+
+def _changed(config: Config | TrainingConfig) -> dict[str, Any]:
+    return {f.name: v for f in fields(config) if (v := getattr(config, f.name)) != f.default or f.default is MISSING}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run of an experiment leaves. Losses are NLL in nats a token."""
+
+    experiment: Experiment
+    train: list[float]  # each epoch's mean over its windows, dropout on
+    valid: list[float]  # after each epoch, on the windows that training.eval_windows names
+    best_epoch: int  # from 1; the test is of its weights
+    test_nll: float  # on the first training.eval_windows windows of the test split
+    test_nll_whole: float  # on all windows of the test split
+    parameters: int
+    parameters_without_embeddings: int
+    flops: dict[str, float]  # of training: "paper", 2 · parameters · T · windows; "counted", by PyTorch's counter
+    seconds: dict[str, float]  # "training", validation included, and "testing"
+    machine: dict[str, Any]
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["experiment"] = self.experiment.spec()
+        return json.dumps({"key": self.experiment.key, **values}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """The record that ``to_json`` wrote.
+
+        Raises:
+            ValueError: if it is no record, or its key is not that of its experiment.
+        """
+        try:
+            values = json.loads(text)
+            key = values.pop("key")
+            record = cls(**{**values, "experiment": Experiment.from_spec(values["experiment"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a record: {error!r}") from error
+        if key != record.experiment.key:
+            raise ValueError(f"the key {key} is not its experiment's, {record.experiment.key}")
+        return record
+
+
+class Store:
+    """A folder of records, one JSON file each, named by ``Experiment.name``; written whole or not at all.
+
+    Files of runs that are under way lie in its hidden folder ``.running``.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def path(self, experiment: Experiment) -> Path:
+        return self.folder / f"{experiment.name}.json"
+
+    def __contains__(self, experiment: Experiment) -> bool:
+        return self.path(experiment).exists()
+
+    def get(self, experiment: Experiment) -> Record | None:
+        """The record of that experiment, None where there is none.
+
+        Raises:
+            ValueError: if the file there is not its record; names the file.
+        """
+        try:
+            text = self.path(experiment).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        record = self._read(self.path(experiment), text)
+        if record.experiment != experiment:
+            raise ValueError(f"{self.path(experiment)} holds another experiment's record; move it away")
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records, by file name."""
+        for path in sorted(self.folder.glob("*.json")):
+            yield self._read(path, path.read_text(encoding="utf-8"))
+
+    @staticmethod
+    def _read(path: Path, text: str) -> Record:
+        try:
+            return Record.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Delete the file and run its experiment again") from error
+
+    def put(self, record: Record) -> None:
+        path = self.path(record.experiment)
+        partial = self.running(record.experiment, "partial")
+        partial.write_text(record.to_json(), encoding="utf-8")
+        os.replace(partial, path)
+
+    def running(self, experiment: Experiment, what: str) -> Path:
+        """Where a run under way keeps its lock, its checkpoint or its unfinished record."""
+        folder = self.folder / ".running"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{experiment.name}.{what}"
+
+
+@lru_cache(maxsize=2)
+def _corpus(name: str, train_tokens: int | None) -> Corpus:
+    return load_corpus(name).head(train=train_tokens)
+
+
+def run(experiment: Experiment, store: Store, device: str = "cpu", progress: bool = False) -> Record:
+    """The record of an experiment: out of the store, or by running it and keeping the record there.
+
+    A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record,
+    its times aside. Where another process runs the same experiment, this one waits for that record.
+
+    Args:
+        experiment: what to run.
+        store: where its record is looked for and put.
+        device: ``cpu`` or ``cuda``.
+        progress: show a bar.
+
+    Raises:
+        CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
+        ValueError, Diverged: as ``fit`` does.
+    """
+    if (record := store.get(experiment)) is not None:
+        return record
+    with FileLock(store.running(experiment, "lock")):
+        if (record := store.get(experiment)) is not None:  # another process was at it
+            return record
+        corpus = _corpus(experiment.corpus, experiment.train_tokens)
+        training, vocab_size = experiment.training, len(corpus.vocabulary)
+        model = build(experiment.model, vocab_size, seed=experiment.seed).to(device)
+        checkpoint = store.running(experiment, "safetensors")
+        history = fit(model, corpus, training, experiment.seed, progress, checkpoint)
+        began = time.perf_counter()
+        test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride)
+        whole = evaluate(model, corpus.test)
+        count, windows = n_parameters(model), training.epochs * training.windows_per_epoch
+        record = Record(
+            experiment=experiment,
+            train=history.train,
+            valid=history.valid,
+            best_epoch=history.best_epoch,
+            test_nll=test_nll,
+            test_nll_whole=whole,
+            parameters=count.total,
+            parameters_without_embeddings=count.without_embeddings,
+            flops={
+                "paper": 2.0 * count.total * experiment.model.context * windows,
+                "counted": _training_flops(experiment),
+            },
+            seconds={"training": history.seconds, "testing": time.perf_counter() - began},
+            machine=machine(device),
+            versions={"python": platform.python_version(), "torch": torch.__version__},
+        )
+        store.put(record)
+        checkpoint.unlink(missing_ok=True)
+    return record
+
+
+@lru_cache
+def _training_flops(experiment: Experiment) -> float:
+    """What its record would hold as flops["counted"]."""
+    vocabulary = _corpus(experiment.corpus, experiment.train_tokens).vocabulary
+    windows = experiment.training.epochs * experiment.training.windows_per_epoch
+    return float(_flops_per_window(experiment.model, len(vocabulary)) * windows)
+
+
+def _flops_per_window(config: Config, vocab_size: int) -> int:
+    """Matrix products of one training window, forward and backward, as PyTorch's counter sees them."""
+    model = build(config, vocab_size, seed=0)
+    tokens, target = torch.zeros(1, config.context, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(tokens), target).backward()
+    return counter.get_total_flops()
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What a record says of where it was made: the processor, the device that trained, threads and system."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    return {
+        "processor": processor,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def run_all(
+    experiments: Iterable[Experiment],
+    executor: Executor | None = None,
+    store: Store | str | os.PathLike = "results",
+    device: str = "cpu",
+    done: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Run what the store lacks; the records of all, in the order of the experiments.
+
+    It may be stopped at any point, by a signal or a power cut: called again, it goes on where it was. Where
+    experiments fail the others are run first, and their records kept.
+
+    Args:
+        experiments: what to run; repeats are run once.
+        executor: any ``concurrent.futures.Executor``: a process pool, a cluster's (``dask.distributed``'s
+            ``Client(...).get_executor()``), or None to run one after the other here.
+        store: a ``Store`` or its folder, which the executor's workers must see too.
+        device: where to train.
+        done: called with each record as it comes, those already there first.
+
+    Raises:
+        ExceptionGroup: if experiments failed; each error names its experiment.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    wanted = list(experiments)
+    records = {e: record for e in dict.fromkeys(wanted) if (record := store.get(e)) is not None}
+    for record in records.values():
+        done(record)
+    missing = [e for e in dict.fromkeys(wanted) if e not in records]
+    errors = []
+
+    def collect(experiment: Experiment, result: Callable[[], Record]):
+        try:
+            records[experiment] = result()
+        except Exception as error:
+            error.add_note(f"in experiment {experiment.name}")
+            errors.append(error)
+        else:
+            done(records[experiment])
+
+    if executor is None:
+        for experiment in missing:
+            collect(experiment, lambda e=experiment: run(e, store, device))
+    else:
+        futures = {executor.submit(run, e, store, device): e for e in missing}
+        try:
+            for future in as_completed(futures):
+                collect(futures[future], future.result)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} of {len(missing)} experiments failed", errors)
+    return [records[e] for e in wanted]
+
+
+class Remaining:
+    """What is left of a list of experiments, and an estimate of how long it takes.
+
+    An experiment is taken to last as long as this machine's records of its configuration did; without any, its
+    share of the counted FLOPs at the mean speed of this machine's records. With none at all there is no estimate.
+    """
+
+    def __init__(self, experiments: Iterable[Experiment], store: Store, workers: int = 1, device: str = "cpu"):
+        self.wanted, self.workers, self._machine = list(dict.fromkeys(experiments)), workers, machine(device)
+        self.finished = {e for e in self.wanted if e in store}
+        self._records = [record for record in store if self._is_here(record)]
+        self._began, self._spent = time.monotonic(), 0.0
+
+    def _is_here(self, record: Record) -> bool:
+        return all(record.machine[k] == self._machine[k] for k in ("processor", "device"))
+
+    def add(self, record: Record) -> None:
+        """Count a record that has just come."""
+        self.finished.add(record.experiment)
+        self._records.append(record)
+        self._spent += sum(record.seconds.values())
+
+    def seconds(self) -> float | None:
+        """Estimated seconds until all are done; None without a record to judge by."""
+        left = [e for e in self.wanted if e not in self.finished]
+        if not self._records:
+            return None if left else 0.0
+        took: dict[Experiment, list[float]] = {}
+        for record in self._records:
+            took.setdefault(replace(record.experiment, seed=0), []).append(sum(record.seconds.values()))
+        speed = sum(r.flops["counted"] for r in self._records) / sum(map(sum, took.values()))
+        work = 0.0
+        for e in left:
+            like = took.get(replace(e, seed=0))
+            work += sum(like) / len(like) if like else _training_flops(replace(e, seed=0)) / speed
+        running = max(0.0, self.workers * (time.monotonic() - self._began) - self._spent)
+        return max(0.0, work - running) / max(1, min(self.workers, len(left)))
+
+    def __str__(self) -> str:
+        seconds = self.seconds()
+        if seconds is None:
+            return "time left: unknown before the first record"
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"about {hours} h {minutes:02} min left" if hours else f"about {minutes} min left"
