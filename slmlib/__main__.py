@@ -1,13 +1,7 @@
-"""The command line: ``python -m slmlib data``, ``run``, ``status``."""
+"""The command line: ``python -m slmlib data``, ``run``, ``status``, ``scoreboard``."""
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -21,14 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from . import paper
+from . import paper, studies
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch
-from .experiments import RESULTS, Record, Remaining, Store, run_all
+from .experiments import RESULTS, Record, Remaining, Store, process_pool, run_all
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 out, err = Console(), Console(stderr=True)
 
-Suite = StrEnum("Suite", {"paper": "paper"})
+Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
 Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
 Device = StrEnum("Device", {name: name for name in ("auto", "cpu", "cuda")})
 StoreOption = Annotated[Path, typer.Option("--store", help="The folder of the records.")]
@@ -52,18 +46,20 @@ def run(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds of each run; default: as many as are published.")
     ] = None,
-    group: Annotated[list[Group] | None, typer.Option(help="Only this group of runs; may be repeated.")] = None,
+    group: Annotated[list[Group] | None, typer.Option(help="Of paper: only this group; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
     device: Annotated[Device, typer.Option(help="Where to train; auto: a GPU if there is one.")] = Device.auto,
-    store: StoreOption = RESULTS / "paper",
+    store: Annotated[Path | None, typer.Option(help="The folder of the records; default: the suite's.")] = None,
 ):
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
-    experiments = paper.experiments(seeds, group)
+    if suite != "paper" and group:
+        raise typer.BadParameter(f"only the suite paper has groups, not {suite.value}", param_hint="--group")
+    whole = paper.experiments(seeds, group) if suite == "paper" else studies.SUITES[suite](seeds or studies.SEEDS)
     where = device.value if device != Device.auto else "cuda" if torch.cuda.is_available() else "cpu"
-    records = Store(store)
-    remaining = Remaining(experiments, records, workers, where)
+    records = Store(store or RESULTS / suite.value)
+    remaining = Remaining(whole, records, workers, where)
     with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
-        task = progress.add_task("", total=len(experiments), completed=len(remaining.finished))
+        task = progress.add_task("", total=len(whole), completed=len(remaining.finished))
 
         def show(record: Record):
             name, seconds = record.experiment.name, record.seconds["training"]
@@ -72,19 +68,23 @@ def run(
             progress.update(task, completed=len(remaining.finished))
 
         try:
-            with _pool(workers) as executor:
-                run_all([e for e in experiments if e not in remaining.finished], executor, records, where, show)
+            with process_pool(workers) as executor:
+                run_all([e for e in whole if e not in remaining.finished], executor, records, where, show)
         except KeyboardInterrupt:
             progress.stop()
             err.print(
-                f"Stopped with {len(remaining.finished)} of {len(experiments)} done. The same command goes on from "
+                f"Stopped with {len(remaining.finished)} of {len(whole)} done. The same command goes on from "
                 "here; a run under way goes on from its last finished epoch."
             )
             raise typer.Exit(130) from None
-        except ExceptionGroup as group_:
+        except ExceptionGroup as failed:
             progress.stop()
-            for error in group_.exceptions:
+            for error in failed.exceptions:
                 err.print(f"{' '.join(error.__notes__)}: {error}", style="red", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from None
+        except BrokenExecutor as error:
+            progress.stop()
+            err.print(f"A worker was killed ({error}). The same command goes on from here.", style="red")
             raise typer.Exit(1) from None
 
 
@@ -95,28 +95,6 @@ class _Left(ProgressColumn):
 
     def render(self, task) -> Text:
         return Text(str(self.remaining))
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Executor]:
-    """Processes of one thread each, which end with this one, however it ends."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        with pool:
-            try:
-                yield pool
-            except BaseException:
-                for child in multiprocessing.active_children():
-                    os.kill(child.pid, signal.SIGINT)
-                raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker():
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @app.command()
@@ -148,6 +126,36 @@ def status(
         "Test NLL in nats a token, mean over seeds on the paper's test windows and on the whole test split.\n"
         "agrees: within 0.03 nats or 3 standard deviations of the paper's figure."
     )
+
+
+MARKS = "<!-- scoreboard: written by python -m slmlib scoreboard --readme -->\n", "<!-- end of scoreboard -->"
+
+
+@app.command()
+def scoreboard(
+    readme: Annotated[bool, typer.Option(help="Write it into README.md here, and its picture.")] = False,
+    store: StoreOption = RESULTS / "paper",
+):
+    """The verdicts on the paper's claims as a Markdown table."""
+    found = paper.records(Store(store))
+    table = paper.scoreboard(paper.judge(found))
+    if not readme:
+        print(table, end="")
+        return
+    from . import figures
+
+    text = Path("README.md").read_text(encoding="utf-8")
+    if any(text.count(mark) != 1 for mark in MARKS):
+        err.print(f"README.md must hold each of these lines once: {MARKS[0].strip()} and {MARKS[1]}", style="red")
+        raise typer.Exit(1)
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    figures.use_style()
+    figure = figures.differences(
+        {r.label: [record.test_nll - r.test_nll for record in found[r.label].values()] for r in paper.RUNS}
+    )
+    figure.savefig("book/assets/agreement.svg", metadata={"Date": None})
+    Path("README.md").write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from html import escape
+from statistics import mean, stdev
 
 import pandas as pd
 import torch
@@ -13,8 +15,10 @@ from torch import nn
 
 from . import figures, paper
 from .corpora import Corpus, CorpusUnavailable, load_corpus
+from .experiments import RESULTS, Record, Store
 from .models import Config, build, generate, n_parameters
 from .ngrams import Additive
+from .paper import signed
 from .training import History, TrainingConfig, budget, evaluate, fit
 from .windows import random_stream
 
@@ -124,6 +128,64 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
             del rows[live.label]["paper's figure"]
             rows[live.label]["windows seen"] = ours
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL")
+
+
+@cache
+def records() -> dict[str, dict[int, Record]]:
+    """The published records of the paper's runs at its full budget, by label and seed.
+
+    Raises:
+        FileNotFoundError: if there are none where they should be; says where that is and what to do.
+    """
+    found = paper.records(Store(RESULTS / "paper"))
+    if not any(found.values()):
+        raise FileNotFoundError(
+            f"no records in {(RESULTS / 'paper').absolute()}: clone the book's repository, which holds them, "
+            "or make them with: python -m slmlib run paper"
+        )
+    return found
+
+
+def recorded(label: str) -> list[float]:
+    """Test NLL of each published record of a run of the paper, on the paper's windows, in nats, by seed."""
+    return [record.test_nll for _, record in sorted(records()[label].items())]
+
+
+def records_table(labels: Iterable[str]) -> pd.DataFrame:
+    """One row a run of the paper: what its published records say at the paper's full budget, and what it reports."""
+    rows = {}
+    for line in paper.status(records()):
+        if line.label in (labels := list(labels)):
+            spread = "" if line.sd is None else f" ± {line.sd:.3f}"
+            rows[line.label] = {
+                "ours": "" if line.mean is None else f"{line.mean:.3f}{spread}",
+                "seeds": f"{line.seeds}",
+                "whole split": "" if line.whole is None else f"{line.whole:.3f}",
+                "paper's figure": f"{line.paper:.3f}",
+                "difference": "" if line.mean is None else f"{line.mean - line.paper:+.3f}",
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL ± s.d.")
+
+
+def verdict(claim: str) -> str:
+    """What the published records say of a claim of the paper, as Markdown: verdict, test, effects, intervals."""
+    judged = next(j for j in paper.judge(records()) if j.claim.id == claim)
+    lines = [f"**{claim}, “{judged.claim.statement}”: {judged.verdict}.** Tested: {judged.claim.asks}", ""]
+    for f in judged.findings:
+        theirs = "" if f.contrast.paper is None else f"; the paper's single runs: {signed(f.contrast.paper)}"
+        seeds = f"{f.n} seeds {'paired' if f.contrast.paired else 'a side'}"
+        lines.append(
+            f"- {f.contrast.says}: {signed(f.effect)} nats, 95 % interval {signed(f.low)} to {signed(f.high)}, "
+            f"over {seeds}; p = {f.p:.2g} after Holm's correction{theirs}"
+        )
+    return "\n".join(lines)
+
+
+def plus_minus(values: Iterable[float], digits: int = 3) -> str:
+    """Mean ± standard deviation, as text; the value alone where there is one."""
+    values = list(values)
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def yardsticks(corpus: Corpus, training: TrainingConfig, orders: Iterable[int] = (1, 2)) -> dict[str, dict[str, float]]:

@@ -5,12 +5,16 @@ A store is a folder with one JSON file a record. What is in it is not run again.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, as_completed
-from contextlib import suppress
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +22,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .corpora import Corpus, load_corpus
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
-from .training import TrainingConfig, evaluate, fit
+from .training import TrainingConfig, evaluate, fit, window_loss
 
 _HERE = Path(__file__).parent
 
@@ -75,8 +78,8 @@ class Experiment:
         Raises:
             ValueError: for a field or a kind of model that there is not.
         """
-        model = dict(spec["model"])
         try:
+            model = dict(spec["model"])
             kind = _KINDS[model.pop("kind")]
             return cls(**{**spec, "model": kind(**model), "training": TrainingConfig(**spec["training"])})
         except (KeyError, TypeError) as error:
@@ -118,7 +121,7 @@ class Record:
     valid: list[float]  # after each epoch, on the windows that training.eval_windows names
     best_epoch: int  # from 1; the test is of its weights
     test_nll: float  # on the first training.eval_windows windows of the test split
-    test_nll_whole: float  # on all windows of the test split
+    test_nll_whole: float  # on the whole test split, every training.eval_stride-th window of it
     parameters: int
     parameters_without_embeddings: int
     flops: dict[str, float]  # of training: "paper", 2 · parameters · T · windows; "counted", by PyTorch's counter
@@ -171,10 +174,9 @@ class Store:
             ValueError: if the file there is not its record; names the file.
         """
         try:
-            text = self.path(experiment).read_text(encoding="utf-8")
+            record = self._read(self.path(experiment))
         except FileNotFoundError:
             return None
-        record = self._read(self.path(experiment), text)
         if record.experiment != experiment:
             raise ValueError(f"{self.path(experiment)} holds another experiment's record; move it away")
         return record
@@ -182,18 +184,18 @@ class Store:
     def __iter__(self) -> Iterator[Record]:
         """All records, by file name."""
         for path in sorted(self.folder.glob("*.json")):
-            yield self._read(path, path.read_text(encoding="utf-8"))
+            yield self._read(path)
 
     @staticmethod
-    def _read(path: Path, text: str) -> Record:
+    def _read(path: Path) -> Record:
         try:
-            return Record.from_json(text)
+            return Record.from_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}. Delete the file and run its experiment again") from error
 
     def put(self, record: Record) -> None:
         path = self.path(record.experiment)
-        partial = self.running(record.experiment, "partial")
+        partial = self.running(record.experiment, "json.partial")
         partial.write_text(record.to_json(), encoding="utf-8")
         os.replace(partial, path)
 
@@ -203,10 +205,19 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{experiment.name}.{what}"
 
+    def clear(self, experiment: Experiment) -> None:
+        """Delete what a run that was killed may have left: its checkpoint, files half written. Not its lock."""
+        for left in (self.folder / ".running").glob(f"{experiment.name}.*"):
+            if left.suffix != ".lock":
+                left.unlink(missing_ok=True)
+
 
 @lru_cache(maxsize=2)
 def _corpus(name: str, train_tokens: int | None) -> Corpus:
     return load_corpus(name).head(train=train_tokens)
+
+
+_one_at_a_time = threading.Lock()  # within a process, since training seeds the process's random generator
 
 
 def run(experiment: Experiment, store: Store, device: str = "cpu", progress: bool = False) -> Record:
@@ -227,7 +238,7 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
     """
     if (record := store.get(experiment)) is not None:
         return record
-    with FileLock(store.running(experiment, "lock")):
+    with FileLock(store.running(experiment, "lock")), _one_at_a_time:
         if (record := store.get(experiment)) is not None:  # another process was at it
             return record
         corpus = _corpus(experiment.corpus, experiment.train_tokens)
@@ -237,7 +248,7 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
         history = fit(model, corpus, training, experiment.seed, progress, checkpoint)
         began = time.perf_counter()
         test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride)
-        whole = evaluate(model, corpus.test)
+        whole = evaluate(model, corpus.test, stride=training.eval_stride)
         count, windows = n_parameters(model), training.epochs * training.windows_per_epoch
         record = Record(
             experiment=experiment,
@@ -257,7 +268,7 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
             versions={"python": platform.python_version(), "torch": torch.__version__},
         )
         store.put(record)
-        checkpoint.unlink(missing_ok=True)
+        store.clear(experiment)
     return record
 
 
@@ -266,15 +277,14 @@ def _training_flops(experiment: Experiment) -> float:
     """What its record would hold as flops["counted"]."""
     vocabulary = _corpus(experiment.corpus, experiment.train_tokens).vocabulary
     windows = experiment.training.epochs * experiment.training.windows_per_epoch
-    return float(_flops_per_window(experiment.model, len(vocabulary)) * windows)
+    return float(_flops_per_window(experiment.model, len(vocabulary), experiment.training.scored) * windows)
 
 
-def _flops_per_window(config: Config, vocab_size: int) -> int:
+def _flops_per_window(config: Config, vocab_size: int, scored: str = "last") -> int:
     """Matrix products of one training window, forward and backward, as PyTorch's counter sees them."""
-    model = build(config, vocab_size, seed=0)
-    tokens, target = torch.zeros(1, config.context, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    model = build(config, vocab_size, seed=0).eval()  # dropout costs no products
     with FlopCounterMode(display=False) as counter:
-        F.cross_entropy(model(tokens), target).backward()
+        window_loss(model, torch.zeros(1, config.context + 1, dtype=torch.int64), scored).backward()
     return counter.get_total_flops()
 
 
@@ -314,6 +324,7 @@ def run_all(
 
     Raises:
         ExceptionGroup: if experiments failed; each error names its experiment.
+        BrokenExecutor: if the executor lost its workers.
     """
     store = store if isinstance(store, Store) else Store(store)
     wanted = list(experiments)
@@ -326,6 +337,8 @@ def run_all(
     def collect(experiment: Experiment, result: Callable[[], Record]):
         try:
             records[experiment] = result()
+        except BrokenExecutor:  # of all that are left, not of this experiment
+            raise
         except Exception as error:
             error.add_note(f"in experiment {experiment.name}")
             errors.append(error)
@@ -347,6 +360,31 @@ def run_all(
     if errors:
         raise ExceptionGroup(f"{len(errors)} of {len(missing)} experiments failed", errors)
     return [records[e] for e in wanted]
+
+
+@contextmanager
+def process_pool(workers: int) -> Iterator[Executor]:
+    """An executor of so many processes, one thread each, which end with this process, however that ends.
+
+    An error or Ctrl-C inside stops what they are at.
+    """
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    with pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _start_worker():
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends the run under way, and lets the pool end in order
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 class Remaining:

@@ -102,17 +102,29 @@ def loss_curves(
 
 
 def loss_against(
-    series: Mapping[str, Mapping[float, float]],
+    series: Mapping[str, Mapping[float, float | Sequence[float]]],
     xlabel: str,
     log: bool = True,
     yardsticks: Mapping[str, float] | None = None,
+    reported: Mapping[float, float] | None = None,
     ylabel: str = "test NLL, nats a token",
 ) -> Figure:
-    """Loss against a hyper-parameter: one line a series, ``{label: {value: NLL}}``; each value gets its tick."""
+    """Loss against a hyper-parameter: one line a series, ``{label: {value: NLL}}``; each value gets its tick.
+
+    Where there is a list of NLLs, one a seed, each seed is a small dot, and the line goes through the means, with
+    95 % intervals (Student's t) from two seeds up. ``reported`` adds the paper's figures as hollow grey markers.
+    """
     fig, ax = plt.subplots()
     for label, (colour, marker) in _looks(list(series)).items():
-        points = sorted(series[label].items())
-        ax.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label)
+        points = {x: np.atleast_1d(y) for x, y in sorted(series[label].items()) if np.size(y)}
+        for x, seeds in points.items():
+            if len(seeds) > 1:
+                ax.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.6)
+        half = [interval(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
+        ax.errorbar(list(points), [y.mean() for y in points.values()], half, color=colour, marker=marker,
+                    label=label, capsize=3 if any(half) else 0, elinewidth=1.4)  # fmt: skip
+    if reported:
+        ax.plot(*zip(*sorted(reported.items()), strict=True), "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="paper")
     if log:
         ax.set_xscale("log", base=2)
     ticks = sorted({x for points in series.values() for x in points})
@@ -120,7 +132,7 @@ def loss_against(
     ax.minorticks_off()
     _yardsticks(ax, yardsticks)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if len(series) > 1:
+    if len(series) > 1 or reported:
         ax.legend()
     return fig
 
@@ -159,24 +171,85 @@ def loss_against_cost(
     return fig
 
 
-def dots(values: Mapping[str, Sequence[float]], xlabel: str, reference: str | None = None) -> Figure:
+def dots(
+    values: Mapping[str, Sequence[float]],
+    xlabel: str,
+    reference: str | None = None,
+    reported: Mapping[str, float] | None = None,
+) -> Figure:
     """A row a name: the mean over seeds with its 95 % interval (Student's t); a dotted line at ``reference``.
 
     Args:
-        values: by name, one value a seed, at least two each.
+        values: by name, one value a seed; a single one gets no interval.
+        xlabel: what they are, and their unit.
+        reference: a name, whose row is set apart.
+        reported: the paper's figures by name, as hollow grey markers.
     """
     fig, ax = plt.subplots(figsize=(5.8, 0.36 * len(values) + 1))
     for row, (name, seeds) in enumerate(values.items()):
-        mean, half = float(np.mean(seeds)), interval(seeds)
+        mean, half = float(np.mean(seeds)), interval(seeds) if len(seeds) > 1 else 0.0
         colour = MODELS["Transformer" if name == reference else "MLP"][0]
         ax.errorbar(mean, row, xerr=half, fmt="o", color=colour, ms=7, capsize=3, elinewidth=1.4)
         ax.annotate(f"{mean:.2f}", (mean + half, row), (6, 0), textcoords="offset points", va="center", fontsize=10)
         if name == reference:
             ax.axvline(mean, color=GREY, lw=1, ls=(0, (1, 2)))
+        if name in (reported or {}):
+            ax.plot(reported[name], row, "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="" if row else "paper")
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
     ax.margins(x=0.14)
     ax.set(xlabel=xlabel)
+    if reported:
+        ax.legend()
+    return fig
+
+
+def differences(rows: Mapping[str, Sequence[float]], agree: float = 0.03) -> Figure:
+    """A row a run of the paper: each seed's test NLL minus the paper's figure (dots), and their mean (bar).
+
+    Args:
+        rows: by label, one difference a seed; a row may be empty.
+        agree: the half width of the shaded band round 0.
+    """
+    fig, ax = plt.subplots(figsize=(5.8, 0.27 * len(rows) + 0.9))
+    ax.axvspan(-agree, agree, color=GREY, alpha=0.18, lw=0)
+    ax.axvline(0, color=GREY, lw=1)
+    for row, values in enumerate(rows.values()):
+        ax.plot(values, [row] * len(values), "o", color=MODELS["MLP"][0], ms=5, alpha=0.6, mew=0)
+        if len(values):
+            ax.plot(float(np.mean(values)), row, "|", color=MODELS["Linear"][0], ms=12, mew=2.4)
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set(xlabel="our test NLL minus the paper's, nats a token")
+    return fig
+
+
+def effects(rows: Mapping[str, tuple[float, float, float, float | None, bool]]) -> Figure:
+    """A row a contrast: the effect and its 95 % interval; hollow: what the paper's single runs give.
+
+    Args:
+        rows: by name, (effect, low, high, the paper's or None, told apart from zero), in nats. The axis is linear
+            to ±0.1 and logarithmic beyond.
+    """
+    fig, ax = plt.subplots(figsize=(5.8, 0.36 * len(rows) + 1))
+    ax.axvline(0, color=GREY, lw=1)
+    for row, (effect, low, high, theirs, told) in enumerate(rows.values()):
+        colour = MODELS["MLP" if told else "Linear"][0]
+        ax.errorbar(effect, row, xerr=[[effect - low], [high - effect]], fmt="o" if told else "s", color=colour,
+                    mfc=colour, ms=6, capsize=3, elinewidth=1.4)  # fmt: skip
+        if theirs is not None:
+            ax.plot(theirs, row, "D", ms=8, mec=GREY, mfc="none", mew=1.4)
+    ax.set_xscale("symlog", linthresh=0.1, linscale=1.0)
+    ax.xaxis.set_major_locator(ticker.FixedLocator([-1, -0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1]))
+    ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ax.minorticks_off()
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
+    ax.invert_yaxis()
+    ax.set(xlabel="effect, nats a token; the claim says: above zero")
+    for name, fmt, key in (("told apart from zero", "o", "MLP"), ("not told apart", "s", "Linear")):
+        ax.plot([], [], fmt, color=MODELS[key][0], label=name)
+    ax.plot([], [], "D", mec=GREY, mfc="none", mew=1.4, label="the paper's runs")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return fig
 
 

@@ -6,7 +6,7 @@ own figures, one seed each. Its FLOP figure is 2 · parameters · T · windows �
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import copysign, inf, sqrt
 from statistics import mean, stdev
 from typing import Literal
 
@@ -369,4 +369,21 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
         result, effect = stats.ttest_ind(a, b, equal_var=False), mean(a) - mean(b)
         spread, n = sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2), min(len(a), len(b))
     low, high = result.confidence_interval(0.95)
-    return Finding(contrast, n, effect, float(low), float(high), effect / spread, float(result.pvalue))
+    d = effect / spread if spread else copysign(inf, effect)
+    return Finding(contrast, n, effect, float(low), float(high), d, float(result.pvalue))
+
+
+def scoreboard(judged: Sequence[Judgement]) -> str:
+    """The verdicts as a Markdown table, a row a claim: the claim, the verdict, our evidence, the paper's."""
+    lines = ["| | the paper's claim | verdict | ours, nats | the paper's evidence |", "|---|---|---|---|---|"]
+    for j in judged:
+        ours = "; ".join(
+            f"{f.contrast.says}: {signed(f.effect)} ({signed(f.low)} to {signed(f.high)})" for f in j.findings
+        )
+        lines.append(f"| {j.claim.id} | {j.claim.statement} | **{j.verdict}** | {ours} | {j.claim.evidence} |")
+    return "\n".join(lines) + "\n"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, as text: −0.012."""
+    return f"{value:+.{digits}f}".replace("-", "−")

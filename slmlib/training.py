@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import safetensors.torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .corpora import Corpus
-from .models import evaluating
+from .models import Transformer, evaluating
 from .windows import Windows, random_stream
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
@@ -44,7 +45,10 @@ class Diverged(FloatingPointError):
         super().__init__(
             f"{of} is {loss} at step {step}, with learning rate {learning_rate:g}; lower the learning rate"
         )
-        self.step, self.loss, self.learning_rate = step, loss, learning_rate
+        self.step, self.loss, self.learning_rate, self.of = step, loss, learning_rate, of
+
+    def __reduce__(self):  # so that it reaches another process whole
+        return type(self), (self.step, self.loss, self.learning_rate, self.of)
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,15 @@ class TrainingConfig:
     eval_stride: int = 1  # and of these every eval_stride-th
     batch: int = 64
     learning_rate: float = 3e-4
+    scored: Literal["last", "every"] = "last"  # which positions of a training window the loss is taken at
 
     def __post_init__(self):
         for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch"):
             value = getattr(self, name)
             if not (type(value) is int and value >= 1) and not (name == "eval_windows" and value is None):
                 raise ValueError(f"TrainingConfig.{name} must be an integer of at least 1, got {value!r}")
+        if self.scored not in ("last", "every"):
+            raise ValueError(f"TrainingConfig.scored must be 'last' or 'every', got {self.scored!r}")
         if not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
             raise ValueError(f"TrainingConfig.learning_rate must be a positive number, got {self.learning_rate!r}")
         object.__setattr__(self, "learning_rate", float(self.learning_rate))  # 1 and 1.0 are one config
@@ -122,7 +129,8 @@ def fit(
     It ends with the weights of its best-validation epoch, in evaluation mode, without gradients.
 
     It trains where its parameters are. The same model, corpus, training and seed give the same weights,
-    bit for bit, on the same machine with the same number of threads; no global random state is touched.
+    bit for bit, on the same machine with the same number of threads. The global random state is borrowed and
+    given back as it was, so only one call may run at a time in a process.
 
     Args:
         model: a module with a ``config.context``, (B, T) ids -> (B, V) logits.
@@ -130,17 +138,22 @@ def fit(
         training: how long, how fast, on what batches.
         seed: which windows are drawn, and which units dropout drops.
         progress: show a bar (the environment variable ``TQDM_DISABLE=1`` hides it everywhere).
-        checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, the
-            run goes on from it, to the same bits as if it had never stopped. The caller deletes it.
+        checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, of this
+            run or of the same with fewer epochs, the run goes on from it, to the same bits as if it had never
+            stopped. The caller deletes it.
 
     Raises:
-        ValueError: if a split is too short for the context or for ``training.eval_windows``, or if ``checkpoint``
-            is of another run or no checkpoint.
+        ValueError: if a split is too short for the context or for ``training.eval_windows``, if every position is
+            to be scored of a model that scores the last alone, or if ``checkpoint`` is of another run or none.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
     device = next(model.parameters()).device
     windows = Windows(corpus.train.to(device), model.config.context)
     there = len(Windows(corpus.valid, model.config.context))
+    if training.scored == "every" and not isinstance(model, Transformer):
+        raise ValueError(
+            f"TrainingConfig.scored is 'every', which a {type(model).__name__} cannot be: it scores the last"
+        )
     if training.eval_windows is not None and training.eval_windows > there:
         raise ValueError(
             f"TrainingConfig.eval_windows is {training.eval_windows}, but the validation split holds {there} windows"
@@ -158,9 +171,12 @@ def fit(
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(dropout)
         state = _State(model, optimiser, draws, history, best, device)
-        run = f"{model.config} {corpus.name} {len(corpus.train)} {training} seed={seed} torch={torch.__version__}"
+        run = (
+            f"{model.config} on {len(corpus.train)} tokens of {corpus.name}, {replace(training, epochs=1)} an epoch, "
+            f"seed {seed}, PyTorch {torch.__version__}"
+        )
         if checkpoint is not None and checkpoint.exists():
-            state.restore(checkpoint, run)
+            state.restore(checkpoint, run, training.epochs)
             bar.update(len(history.step_losses))
             began -= history.seconds
         for _ in range(len(history.valid), training.epochs):
@@ -168,8 +184,7 @@ def fit(
             starts = windows.draw(training.windows_per_epoch, draws).to(device)
             losses = []
             for chosen in starts.split(training.batch):
-                inputs, targets = windows[chosen]
-                loss = F.cross_entropy(model(inputs), targets)
+                loss = window_loss(model, windows.view[chosen], training.scored)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -215,12 +230,12 @@ class _State:
         tensors |= {"random.windows": self.draws.get_state(), "random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f"{path.name}.partial")
         metadata = {"run": run, "history": json.dumps(asdict(self.history))}
-        safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+        partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata))
         os.replace(partial, path)  # whole or not at all
 
-    def restore(self, path: Path, run: str) -> None:
+    def restore(self, path: Path, run: str, epochs: int) -> None:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -230,6 +245,12 @@ class _State:
         if metadata.get("run") != run:
             raise ValueError(
                 f"checkpoint {path} is of another run, {metadata.get('run')!r}, not of {run!r}; "
+                "delete it to start this run anew"
+            )
+        history = json.loads(metadata["history"])
+        if len(history["valid"]) > epochs:
+            raise ValueError(
+                f"checkpoint {path} is {len(history['valid'])} epochs into a run of {epochs}; "
                 "delete it to start this run anew"
             )
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}, "random": {}}
@@ -243,7 +264,7 @@ class _State:
             i, _, key = name.partition(".")
             moments.setdefault(int(i), {})[key] = tensor
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        for name, value in json.loads(metadata["history"]).items():
+        for name, value in history.items():
             setattr(self.history, name, value)
         self.draws.set_state(groups["random"]["windows"])
         torch.set_rng_state(groups["random"]["cpu"])
@@ -283,6 +304,14 @@ def _onednn_is_exact() -> bool:
     finally:
         matmul.fp32_precision = before
     return error["bf16"] <= 4 * error[before]
+
+
+def window_loss(model: nn.Module, batch: Tensor, scored: str) -> Tensor:
+    """Mean NLL in nats a token of a batch of windows, each with the token that follows it: (B, T + 1) ids."""
+    if scored == "last":
+        return F.cross_entropy(model(batch[:, :-1]), batch[:, -1])
+    logits = model(batch[:, :-1], every_position=True)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
 def _check(losses: list[Tensor], done: int, training: TrainingConfig):

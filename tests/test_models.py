@@ -9,7 +9,16 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from slmlib import paper
-from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, generate, n_parameters
+from slmlib.models import (
+    Dropout,
+    LinearConfig,
+    MLPConfig,
+    TransformerConfig,
+    attention_weights,
+    build,
+    generate,
+    n_parameters,
+)
 
 V, T, B = 11, 8, 3
 SMALL = TransformerConfig(context=T, d_model=16, heads=4, layers=2, ff_width=24)
@@ -225,6 +234,87 @@ def test_the_other_layers_start_at_pytorchs_defaults():
 # Dropout
 
 
+def dropped(p, *shape, seed=0):
+    """What is left of ones."""
+    torch.manual_seed(seed)
+    return Dropout(p)(torch.ones(shape))
+
+
+def about(expected, std):
+    return pytest.approx(expected, abs=5 * std)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    n = 400_003
+    y = dropped(p, n)
+    assert (y == 0).double().mean().item() == about(p, math.sqrt(p * (1 - p) / n))
+    assert y.double().mean().item() == about(1, math.sqrt(p / (1 - p) / n))
+    (kept,) = y[y != 0].unique().tolist()
+    assert kept == pytest.approx(1 / (1 - p), rel=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_the_four_draws_of_a_random_number_are_independent(p):
+    n = 100_000
+    out = (dropped(p, n, 4) == 0).double()
+    for lane in out.T:
+        assert lane.mean().item() == about(p, math.sqrt(p * (1 - p) / n))
+    neighbours = torch.cat((out[:-1], out[1:]), dim=1).T  # a word's four and the next word's
+    assert (neighbours.corrcoef() - torch.eye(8)).abs().max() < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.0, True), (2**-18, True), (0.0, False), (0.5, False), (0.999, False)])
+def test_dropout_that_drops_nothing_gives_back_its_input(p, training):
+    x = torch.ones(7)
+    before = torch.get_rng_state()
+    assert Dropout(p).train(training)(x) is x
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("p", [1 - 2**-15, 1 - 1e-12, math.nextafter(1, 0)])
+def test_dropout_of_nearly_everything_is_finite(p):
+    y = dropped(p, 2**20)  # a few are kept, times 2^15 or 2^16
+    assert y.isfinite().all()
+    assert 0 < (y != 0).sum() < 100
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (3,), (5,), (3, 5, 7), (2, 0, 3), (4, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_keeps_shape_and_type_whatever_the_size(shape, dtype):
+    torch.manual_seed(0)
+    x = 1 + torch.rand(shape, dtype=dtype)
+    y = Dropout(0.5)(x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert ((y == 0) | (y == 2 * x)).all()
+    drops = torch.stack([Dropout(0.5)(x) == 0 for _ in range(30)])
+    assert drops.any(0).all()  # each of them now and then
+    assert not drops.all(0).any()
+
+
+def test_dropout_takes_what_is_not_contiguous():
+    x = torch.rand(6, 5).T[::2] + 1
+    assert not x.is_contiguous()
+    torch.manual_seed(0)
+    y = Dropout(0.5)(x)
+    assert ((y == 0) | (y == 2 * x)).all()
+
+
+def test_the_gradient_of_dropout_is_its_mask():
+    x = torch.randn(1001, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    torch.manual_seed(0)
+    y = Dropout(0.3)(x)
+    y.sum().backward()
+    assert torch.equal(x * x.grad, y)
+    assert len(x.grad.unique()) == 2
+
+
+def test_dropout_follows_the_default_generator():
+    assert torch.equal(dropped(0.5, 99), dropped(0.5, 99))
+    assert not torch.equal(dropped(0.5, 99), dropped(0.5, 99, seed=1))
+    assert not torch.equal(dropped(0.5, 99), Dropout(0.5)(torch.ones(99)))  # the second call after one seed
+
+
 def test_dropout_at_the_attention_site_drops_attention_weights():
     """With equal values everywhere each head's output is its value times the sum of the weights it kept."""
     config = replace(SMALL, dropout=0.5, dropout_site="attention")
@@ -357,6 +447,31 @@ def test_attention_maps_are_those_of_evaluation_whatever_the_mode():
     maps = model.attention_maps(ids(B, T))
     assert torch.equal(model.train().attention_maps(ids(B, T)), maps)
     assert model.training
+
+
+@pytest.mark.parametrize("S", [1, 2, 5, T])
+def test_attention_weights_are_those_of_pytorch(S):
+    """With one value a position, a unit vector, what attention gives are its weights."""
+    H, D, g = 2, 6, torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(B, H, S, D, generator=g),
+        torch.randn(B, H, T, D, generator=g),
+        torch.eye(T).expand(B, H, T, T),
+    )
+    past = torch.arange(T) <= torch.arange(T - S, T)[:, None]
+    a = attention_weights(q, k)
+    close(a, F.scaled_dot_product_attention(q, k, v, attn_mask=past), 1e-6)
+    if S == T:
+        close(a, F.scaled_dot_product_attention(q, k, v, is_causal=True), 1e-6)
+    assert (a[..., ~past] == 0).all()
+    assert (a[..., past] > 0).all()
+    close(a.sum(-1), torch.ones(B, H, S), 1e-6)
+    close(a, attention_weights(torch.cat((torch.randn(B, H, T - S, D), q), 2), k)[..., -S:, :], 1e-6)
+
+
+def test_attention_weights_stand_large_scores():
+    q = torch.tensor([300.0, -300.0]).expand(1, 1, 4, 2)
+    close(attention_weights(q, q), torch.ones(4, 4).tril().div(torch.arange(1, 5)[:, None])[None, None], 1e-6)
 
 
 @kinds

@@ -1,21 +1,27 @@
 import copy
+import itertools
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from slmlib import training as training_module
 from slmlib.corpora import Corpus, Vocabulary
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build
 from slmlib.training import BUDGETS, Diverged, History, TrainingConfig, budget, evaluate, fit
 from slmlib.windows import Windows, random_stream
 
 V, T = 7, 5
+LINEAR = LinearConfig(context=T, d_model=6)
 MLP = MLPConfig(context=T, d_model=6, hidden=16, dropout=0.3)
 ATTENTION = TransformerConfig(context=T, d_model=8, heads=2, layers=1, ff_width=8, dropout=0.3)
+kinds = pytest.mark.parametrize("config", [LINEAR, MLP, ATTENTION], ids=lambda c: type(c).__name__)
 QUICK = TrainingConfig(epochs=2, windows_per_epoch=40, eval_windows=50, batch=16)
 
 
@@ -52,7 +58,7 @@ def run(config=MLP, training=QUICK, seed=0, data=NOISE):
 # fit
 
 
-@pytest.mark.parametrize("config", [LinearConfig(context=T, d_model=6), MLP, ATTENTION], ids=lambda c: type(c).__name__)
+@kinds
 def test_the_same_seed_gives_the_same_numbers_whatever_the_global_generator(config):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -150,6 +156,257 @@ def test_best_epoch_is_the_first_of_equals():
 def test_progress_is_shown_when_asked_for(progress, capsys):
     fit(build(MLP, V, seed=0), NOISE, QUICK, 0, progress=progress)
     assert ("6/6" in capsys.readouterr().err) == progress
+
+
+# Checkpoints
+
+FOUR = replace(QUICK, epochs=4, learning_rate=0.01)  # of 3 steps each
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "run.safetensors"
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes ``fit`` end as by Ctrl-C in the n-th training step from here; 0: never."""
+    loss = training_module.window_loss
+
+    def stop_at(n):
+        steps = itertools.count(1)
+
+        def interrupted(*args):
+            if next(steps) == n:
+                raise KeyboardInterrupt
+            return loss(*args)
+
+        monkeypatch.setattr(training_module, "window_loss", interrupted)
+
+    return stop_at
+
+
+def go_on(checkpoint, config=MLP, training=FOUR, seed=0, data=NOISE, start=9):
+    """A run with a checkpoint, in a model whose own initial weights should not matter where there is one."""
+    model = build(config, V, seed=start if checkpoint.exists() else 0)
+    return model, fit(model, data, training, seed, progress=False, checkpoint=checkpoint)
+
+
+def epochs_in(checkpoint):
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        return len(json.loads(file.metadata()["history"])["valid"])
+
+
+@pytest.mark.parametrize("stops", [(4,), (9,), (10,), (5, 5, 5)], ids=str)
+@kinds
+def test_a_stopped_run_goes_on_to_the_same_bits(config, stops, checkpoint, stop_at):
+    whole, history = run(config, FOUR)
+    finished = 0
+    for stop in stops:
+        stop_at(stop)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(checkpoint, config)
+        finished += (stop - 1) // 3
+        assert epochs_in(checkpoint) == finished
+    stop_at(0)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    model, again = go_on(checkpoint, config)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert outcome(again) == outcome(history)
+    assert same(model.state_dict(), whole.state_dict())
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert [file.name for file in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+@pytest.mark.parametrize("config", [replace(MLP, dropout=0.1), ATTENTION], ids=lambda c: type(c).__name__)
+def test_the_best_weights_of_before_the_stop_are_kept(config, checkpoint, stop_at):
+    data, training = corpus(noise(40), noise(300, seed=1)), replace(QUICK, epochs=8, learning_rate=0.03)
+    whole, history = run(config, training, data=data)
+    assert history.best_epoch <= 4
+    stop_at(5 * 3 + 2)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(checkpoint, config, training, data=data)
+    assert epochs_in(checkpoint) == 5
+    stop_at(0)
+    model, again = go_on(checkpoint, config, training, data=data)
+    assert again.best_epoch == history.best_epoch
+    assert same(model.state_dict(), whole.state_dict())
+
+
+@kinds
+def test_a_finished_run_is_not_trained_further_unless_more_epochs_are_asked_for(config, checkpoint, monkeypatch):
+    longer, expected = run(config, replace(FOUR, epochs=7))
+    first, history = go_on(checkpoint, config)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "window_loss", None)
+        patch.setattr(training_module, "evaluate", None)
+        again, same_history = go_on(checkpoint, config)
+    assert same_history == history  # its seconds too
+    assert same(again.state_dict(), first.state_dict())
+    model, history = go_on(checkpoint, config, replace(FOUR, epochs=7))
+    assert outcome(history) == outcome(expected)
+    assert same(model.state_dict(), longer.state_dict())
+
+
+def test_seconds_add_up_over_the_stops(checkpoint, stop_at, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(training_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    whole = run(MLP, FOUR)[1].seconds
+    stop_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(checkpoint)
+    stop_at(0)
+    next(clock)  # time that passes between the two is not counted
+    assert go_on(checkpoint)[1].seconds == whole
+
+
+def test_a_run_that_fails_leaves_the_checkpoint_before(checkpoint):
+    go_on(checkpoint)
+    before = checkpoint.read_bytes()
+    model = build(MLP, V, seed=0)
+    with pytest.raises(IndexError):
+        fit(model, corpus(NOISE.train + V, NOISE.valid), replace(FOUR, epochs=9), 0, False, checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
+OTHER_RUNS = {
+    "seed": {"seed": 1},
+    "learning rate": {"training": replace(FOUR, learning_rate=0.02)},
+    "windows": {"training": replace(FOUR, windows_per_epoch=41)},
+    "validation": {"training": replace(FOUR, eval_stride=2)},
+    "architecture": {"config": LINEAR},
+    "dropout": {"config": replace(MLP, dropout=0.4)},
+    "text": {"data": corpus(noise(299), NOISE.valid)},
+    "corpus": {"data": replace(NOISE, name="another")},
+    "fewer epochs": {"training": replace(FOUR, epochs=3)},
+}
+
+
+@pytest.mark.parametrize("other", OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_the_checkpoint_of_another_run_is_refused_and_left(other, checkpoint):
+    go_on(checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match="delete it to start this run anew") as error:
+        go_on(checkpoint, **other)
+    assert str(checkpoint) in str(error.value)
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda _: b"", lambda _: b"garbage" * 100, lambda whole: whole[:-1], lambda whole: whole[: len(whole) // 2]],
+    ids=["empty", "garbage", "a byte short", "half"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_and_left(spoil, checkpoint):
+    go_on(checkpoint)
+    spoilt = spoil(checkpoint.read_bytes())
+    checkpoint.write_bytes(spoilt)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="delete it to start this run anew") as error:
+        go_on(checkpoint)
+    assert str(checkpoint) in str(error.value)
+    assert checkpoint.read_bytes() == spoilt
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tensors_without_a_run_are_no_checkpoint(checkpoint):
+    safetensors.torch.save_file({"model.head.bias": torch.zeros(V)}, checkpoint)
+    with pytest.raises(ValueError, match="delete it to start this run anew"):
+        go_on(checkpoint)
+
+
+# Matrix products
+
+
+@pytest.fixture
+def precision():
+    """What oneDNN may use for float32 products; as it was after the test."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "none"
+    yield lambda: matmul.fp32_precision
+    matmul.fp32_precision = before
+
+
+def precisions_in(function, precision):
+    """Those in force during each forward pass of a model that the function is called with."""
+    model, seen = build(MLP, V, seed=0), set()
+    model.register_forward_hook(lambda *_: seen.add(precision()))
+    function(model)
+    return seen
+
+
+@pytest.mark.parametrize(("exact", "inside"), [(True, "bf16"), (False, "none")])
+@pytest.mark.parametrize(
+    "function",
+    [lambda model: fit(model, NOISE, QUICK, 0, progress=False), lambda model: evaluate(model, NOISE.valid)],
+    ids=["fit", "evaluate"],
+)
+def test_onednn_multiplies_where_it_is_exact_and_the_setting_is_restored(
+    function, exact, inside, precision, monkeypatch
+):
+    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: exact)
+    assert precisions_in(function, precision) == {inside}
+    assert precision() == "none"
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (lambda: run(training=replace(QUICK, learning_rate=1e30)), Diverged),
+        (lambda: run(data=corpus(NOISE.train + V)), IndexError),
+        (lambda: evaluate(build(MLP, V, seed=0), NOISE.valid + V), IndexError),
+    ],
+)
+def test_the_setting_is_restored_after_an_error(function, error, precision, monkeypatch):
+    def exact():
+        asked.append(precision())
+        return True
+
+    asked = []
+    monkeypatch.setattr(training_module, "_onednn_is_exact", exact)
+    with pytest.raises(error):
+        function()
+    assert asked == ["none"]
+    assert precision() == "none"
+
+
+@pytest.mark.parametrize("chosen", ["ieee", "bf16"])
+def test_a_setting_that_the_user_chose_is_left(chosen, precision, monkeypatch):
+    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: True)
+    torch.backends.mkldnn.matmul.fp32_precision = chosen
+    assert precisions_in(lambda model: evaluate(model, NOISE.valid), precision) == {chosen}
+    assert precision() == chosen
+
+
+def test_the_setting_is_of_no_concern_to_a_gpu(precision, monkeypatch):
+    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: True)
+    with training_module._fast_matmul(torch.device("cuda")):
+        assert precision() == "none"
+
+
+def test_with_and_without_onednn_the_numbers_agree(precision, monkeypatch):
+    def numbers():
+        model, history = run(MLPConfig(context=32, d_model=32, hidden=64), replace(QUICK, windows_per_epoch=160))
+        return [*history.step_losses, *history.valid, evaluate(model, NOISE.test)]
+
+    with_it = numbers()
+    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: False)
+    assert with_it == pytest.approx(numbers(), abs=1e-5)
+
+
+def test_coarse_products_are_noticed(precision, monkeypatch):
+    """As on a processor whose oneDNN rounds the factors where it may use bfloat16."""
+    multiply = torch.bmm
+
+    def coarse(a, b):
+        return multiply(a.bfloat16().float(), b.bfloat16().float()) if precision() == "bf16" else multiply(a, b)
+
+    monkeypatch.setattr(torch, "bmm", coarse)
+    assert training_module._onednn_is_exact.__wrapped__() is False
+    assert precision() == "none"
 
 
 # Divergence

@@ -1,0 +1,70 @@
+"""Experiments beyond the paper's, whose records chapters quote beside it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from . import paper
+from .experiments import Experiment
+from .models import TransformerConfig
+from .training import TrainingConfig
+
+SEEDS = 3
+
+#: Contexts at three blocks, and depths at 128 characters, of the paper's transformer: equal windows for all.
+CONTEXTS = (32, 64, 128, 256)
+DEPTHS = (1, 2, 3, 4, 6)
+#: A quarter more windows than the paper's sweeps, looked at eight times on the way.
+FOLLOWED = TrainingConfig(epochs=8, windows_per_epoch=10_000, eval_stride=8)
+
+
+def depth_context(seeds: int = SEEDS) -> list[Experiment]:
+    """The paper's transformer over contexts and depths, with the validation loss followed over the steps."""
+    models = [TransformerConfig(context=T) for T in CONTEXTS] + [TransformerConfig(layers=n) for n in DEPTHS]
+    return [
+        Experiment("tiny_shakespeare", model, FOLLOWED, seed)
+        for seed in range(seeds)
+        for model in dict.fromkeys(models)
+    ]
+
+
+POSITIONS = ("learned", "rope", "none")
+
+
+def unplaced(seed: int) -> Experiment:
+    """The paper's RoPE pair has a third: the same model told nothing of positions."""
+    experiment = paper.run("RoPE").experiment(seed)
+    return replace(experiment, model=replace(experiment.model, positions="none"))
+
+
+def every_position(positions: str, seed: int) -> Experiment:
+    """The paper's RoPE pair and its third, the training loss taken at every position, on an eighth of the windows."""
+    model = replace(paper.run("RoPE").model, positions=positions)
+    training = TrainingConfig(epochs=4, windows_per_epoch=12_500, eval_stride=8, scored="every")
+    return Experiment("tiny_shakespeare", model, training, seed)
+
+
+def positions(seeds: int = SEEDS) -> list[Experiment]:
+    """What the paper's RoPE pair does not ask."""
+    return [
+        experiment
+        for seed in range(seeds)
+        for experiment in (*(every_position(kind, seed) for kind in POSITIONS), unplaced(seed))
+    ]
+
+
+def uncapped(seed: int) -> Experiment:
+    """The paper's Penn Treebank run on the whole train split."""
+    return replace(paper.run("Penn Treebank").experiment(seed), train_tokens=None)
+
+
+def words(seeds: int = SEEDS) -> list[Experiment]:
+    """What the cap on the training text does."""
+    return [uncapped(seed) for seed in range(seeds)]
+
+
+#: By name: the experiments, for a number of seeds. Their records lie in a folder of that name under ``results/``.
+SUITES: dict[str, Callable[[int], list[Experiment]]] = {
+    "depth-context": depth_context,
+    "positions": positions,
+    "words": words,
+}

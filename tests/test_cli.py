@@ -1,0 +1,98 @@
+"""python -m slmlib run, as a user meets it: started, stopped, started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from slmlib.experiments import Experiment, Store
+from slmlib.models import MLPConfig
+from slmlib.training import TrainingConfig
+
+# The suite `words` replaced by runs of a second or so each on the embedded corpus.
+SCRIPT = """
+from slmlib import studies
+from slmlib.experiments import Experiment
+from slmlib.models import MLPConfig
+from slmlib.training import TrainingConfig
+config = MLPConfig(context=4, d_model=8, hidden=16)
+sizes = dict(epochs={epochs}, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
+training = TrainingConfig(**sizes, learning_rate={rate})
+studies.SUITES["words"] = lambda seeds: [Experiment("python-docs", config, training, s) for s in range(seeds)]
+from slmlib.__main__ import app
+app()
+"""
+
+
+def start(store, *arguments, epochs=6, rate=3e-4):
+    script = SCRIPT.format(epochs=epochs, rate=rate)
+    command = [sys.executable, "-c", script, "run", "words", "--store", str(store), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def experiment(seed, epochs=6):
+    training = TrainingConfig(epochs=epochs, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
+    return Experiment("python-docs", MLPConfig(context=4, d_model=8, hidden=16), training, seed)
+
+
+@pytest.mark.parametrize("everyone", [True, False], ids=["Ctrl-C in a terminal", "SIGINT to the command alone"])
+def test_stopped_and_started_again(tmp_path, everyone):
+    process = start(tmp_path, "--seeds", "40", "--workers", "2")
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("*.json")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+    if everyone:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "The same command goes on from here" in err and "Traceback" not in err
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert 1 <= len(kept) < 40
+    assert len(list(Store(tmp_path))) == len(kept)  # all of them whole
+
+    n = len(kept) + 1
+    again = start(tmp_path, "--seeds", str(n), "--workers", "2")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert all(path.read_bytes() == text for path, text in kept.items())  # not run again
+    assert all(experiment(seed) in Store(tmp_path) for seed in range(n))
+    assert out.count("test NLL") == sum(experiment(seed).name in out for seed in range(n))
+
+
+def test_failing_runs_are_named(tmp_path):
+    process = start(tmp_path, "--seeds", "2", rate=1e30)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert err.count("in experiment python-docs-mlp-T4-s") == 2 and "lower the learning rate" in err
+
+
+def test_groups_are_the_papers(tmp_path):
+    process = start(tmp_path, "--group", "main")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "only the suite paper has groups" in err
+
+
+def test_workers_end_with_the_command(tmp_path):
+    """Killed outright it cannot tell them to."""
+    process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=400)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob(".running/*.safetensors")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+        if not left:
+            break
+        time.sleep(0.1)
+    assert left == []

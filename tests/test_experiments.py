@@ -1,0 +1,640 @@
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+
+from slmlib import experiments
+from slmlib.corpora import load_corpus
+from slmlib.experiments import Experiment, Record, Store, process_pool, run, run_all
+from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
+from slmlib.training import Diverged, TrainingConfig, evaluate, fit
+
+QUICK = TrainingConfig(3, windows_per_epoch=64, eval_windows=2_000, eval_stride=200, batch=32, learning_rate=0.01)
+LINEAR = Experiment("python-docs", LinearConfig(context=8, d_model=6), QUICK, 0)
+MLP = Experiment("python-docs", MLPConfig(context=8, d_model=6, hidden=12, dropout=0.3), QUICK, 1)
+ATTENTION = Experiment(
+    "python-docs", TransformerConfig(context=8, d_model=8, heads=2, layers=2, ff_width=12, dropout=0.3), QUICK, 2
+)
+THREE = (LINEAR, MLP, ATTENTION)
+GOOD_AND_BAD = (
+    replace(LINEAR, train_tokens=8),  # no window of 8 and its target
+    LINEAR,
+    replace(MLP, training=replace(QUICK, learning_rate=1e30)),  # diverges
+    MLP,
+    replace(LINEAR, corpus="no-such-corpus"),
+)
+three = pytest.mark.parametrize("experiment", THREE, ids=lambda e: e.kind)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Here and in the processes started from here: the number of threads may change the last bits."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def forkserver(one_thread):
+    """Starts processes at once: forks of one that has imported PyTorch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "slmlib.experiments", "torch._dynamo"])  # the last: Adam imports it
+    return context
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def made_up(experiment=LINEAR, **changes):
+    return Record(
+        **{
+            "experiment": experiment,
+            "train": [3.5, 0.1 + 0.2, 1e-300],
+            "valid": [1 / 3, 2.0, 2.5],
+            "best_epoch": 1,
+            "test_nll": 2 / 3,
+            "test_nll_whole": 0.7,
+            "parameters": 10,
+            "parameters_without_embeddings": 8,
+            "flops": {"paper": 1e15 / 3, "counted": 7.0},
+            "seconds": {"training": 1.1, "testing": 0.3},
+            "machine": {"processor": "an “abacus”", "threads": 1},
+            "versions": {"python": "3.11.7"},
+            **changes,
+        }
+    )
+
+
+def timeless(record, machine=True):
+    return replace(record, seconds={}) if machine else replace(record, seconds={}, machine={})
+
+
+def never(*_args, **_options):
+    raise AssertionError("this was not to be called")
+
+
+# Experiment
+
+
+@three
+def test_a_spec_gives_the_experiment_back(experiment):
+    for e in (experiment, replace(experiment, train_tokens=70)):
+        again = Experiment.from_spec(json.loads(json.dumps(e.spec())))
+        assert again == e
+        assert (again.key, again.name, hash(again)) == (e.key, e.name, hash(e))
+
+
+@three
+def test_an_experiment_is_frozen_and_named_by_what_it_is(experiment):
+    kind, seed = {LINEAR: ("linear", 0), MLP: ("mlp", 1), ATTENTION: ("transformer", 2)}[experiment]
+    assert experiment.kind == kind
+    assert experiment.name == f"python-docs-{kind}-T8-s{seed}-{experiment.key}"
+    assert len(experiment.key) == 10
+    assert set(experiment.key) <= set("0123456789abcdef")
+    with pytest.raises(FrozenInstanceError):
+        experiment.seed = 5
+
+
+def test_numbers_that_are_equal_give_one_key():
+    floats, integers = replace(MLP, model=MLPConfig(dropout=0.0)), replace(MLP, model=MLPConfig(dropout=0))
+    assert floats.key == integers.key
+    one, one_point_zero = (replace(MLP, training=TrainingConfig(learning_rate=rate)) for rate in (1, 1.0))
+    assert one.key == one_point_zero.key
+    assert one == one_point_zero
+
+
+def changed(config):
+    """That config once for each of its fields, with another value there."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, str):
+            for choice in set(get_args(f.type)) - {value}:
+                yield replace(config, **{f.name: choice})
+        elif isinstance(value, bool):
+            yield replace(config, **{f.name: not value})
+        else:
+            yield replace(config, **{f.name: value / 2 if isinstance(value, float) else 2 * value})
+
+
+@three
+def test_every_field_changes_the_key(experiment):
+    all_of_them = [
+        experiment,
+        replace(experiment, corpus="ptb"),
+        replace(experiment, seed=9),
+        replace(experiment, train_tokens=1),
+        replace(experiment, training=replace(QUICK, eval_windows=None)),
+        *(replace(experiment, model=model) for model in changed(experiment.model)),
+        *(replace(experiment, training=training) for training in changed(QUICK)),
+    ]
+    assert len(all_of_them) >= 5 + len(fields(experiment.model)) + len(fields(QUICK))
+    assert len({e.key for e in all_of_them}) == len({e.name for e in all_of_them}) == len(all_of_them)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LinearConfig(context=8), MLPConfig(hidden=12), TransformerConfig(layers=2)],
+    ids=lambda m: type(m).__name__,
+)
+def test_fields_at_their_defaults_may_be_missing_from_a_spec(model):
+    experiment = Experiment("ptb", model, TrainingConfig(epochs=9), 0)
+    spec = experiment.spec()
+    assert spec.pop("train_tokens") is None
+    for part, default in (("model", type(model)()), ("training", TrainingConfig())):
+        spec[part] = {k: v for k, v in spec[part].items() if k == "kind" or v != getattr(default, k)}
+    assert (len(spec["model"]), spec["training"]) == (2, {"epochs": 9})
+    again = Experiment.from_spec(spec)
+    assert again == experiment
+    assert again.key == experiment.key
+
+
+PAPER = {
+    "epochs": 3,
+    "windows_per_epoch": 50_000,
+    "eval_windows": 10_000,
+    "eval_stride": 1,
+    "batch": 64,
+    "learning_rate": 3e-4,
+    "scored": "last",
+}
+PINNED = {  # published records have them: they may not change, and neither may what the defaults mean
+    "1f64a38c1d": {"kind": "linear", "context": 128, "d_model": 128},
+    "073313278a": {"kind": "mlp", "context": 128, "d_model": 128, "hidden": 256, "dropout": 0.1},
+    "7996754a73": {
+        "kind": "transformer",
+        "context": 128,
+        "d_model": 128,
+        "heads": 4,
+        "layers": 3,
+        "ff_width": 256,
+        "ff_kind": "relu",
+        "dropout": 0.1,
+        "dropout_site": "attention",
+        "norm": "post",
+        "positions": "learned",
+        "residual": True,
+        "qkv_init": "xavier",
+    },
+}
+
+
+@pytest.mark.parametrize(("key", "model"), PINNED.items())
+def test_keys_stay_what_they_were(key, model):
+    spec = {"corpus": "tiny_shakespeare", "train_tokens": None, "model": model, "training": PAPER, "seed": 0}
+    assert Experiment.from_spec(spec).key == key
+
+
+def test_the_key_of_another_training_stays_what_it_was():
+    training = {**PAPER, "epochs": 10, "learning_rate": 0.001, "eval_windows": None}
+    spec = {"corpus": "ptb", "model": {"kind": "linear"}, "training": training, "seed": 7, "train_tokens": 1_000}
+    assert Experiment.from_spec(spec).key == "70834c03ac"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("seed", value) for value in (-1, 1.0, True, "0", None)),
+        *(("train_tokens", value) for value in (0, -5, 10.0, True, "all")),
+    ],
+)
+def test_a_bad_field_is_named_with_its_value(field, value):
+    with pytest.raises(ValueError) as error:
+        replace(LINEAR, **{field: value})
+    assert f"Experiment.{field}" in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("model", {"kind": "lstm"}, "lstm"),
+        ("model", {"kind": ["mlp"]}, "mlp"),
+        ("model", {"breadth": 3}, "breadth"),
+        ("model", {"hidden": 3}, "hidden"),  # which a linear model has not
+        ("training", {"momentum": 0.9}, "momentum"),
+        ("training", {"batch": 0}, r"TrainingConfig\.batch .* got 0"),
+        (None, {"colour": "red"}, "colour"),
+        (None, {"seed": -1}, r"Experiment\.seed .* got -1"),
+    ],
+)
+def test_a_spec_with_something_unknown_or_wrong_is_refused_by_name(part, change, named):
+    spec = LINEAR.spec()
+    (spec[part] if part else spec).update(change)
+    with pytest.raises(ValueError, match=named):
+        Experiment.from_spec(spec)
+
+
+# Record
+
+
+@three
+def test_a_record_comes_back_from_json_bit_for_bit(experiment):
+    record = made_up(experiment)
+    text = record.to_json()
+    again = Record.from_json(text)
+    assert again == record
+    assert again.to_json() == text
+    assert json.loads(text)["key"] == experiment.key
+    assert text.endswith("}\n")
+
+
+def tampered(path, change):
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+SPOILERS = {
+    "another seed": lambda path: tampered(path, lambda values: values["experiment"].update(seed=5)),
+    "another rate": lambda path: tampered(path, lambda v: v["experiment"]["training"].update(learning_rate=0.5)),
+    "another key": lambda path: tampered(path, lambda values: values.update(key="0123456789")),
+    "no key": lambda path: tampered(path, lambda values: values.pop("key")),
+    "a field is missing": lambda path: tampered(path, lambda values: values.pop("test_nll")),
+    "a field is unknown": lambda path: tampered(path, lambda values: values.update(colour="red")),
+    "no experiment": lambda path: tampered(path, lambda values: values.pop("experiment")),
+    "no model": lambda path: tampered(path, lambda values: values["experiment"].pop("model")),
+    "an unknown model": lambda path: tampered(path, lambda v: v["experiment"]["model"].update(kind="lstm")),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a list": lambda path: path.write_bytes(b"[1, 2]"),
+    "a number": lambda path: path.write_bytes(b"3"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+def test_a_spoilt_file_is_named_and_what_to_do(store, spoil):
+    store.put(made_up())
+    spoil(store.path(LINEAR))
+    for read in (lambda: store.get(LINEAR), lambda: list(store)):
+        with pytest.raises(ValueError) as error:
+            read()
+        assert str(store.path(LINEAR)) in str(error.value)
+        assert "elete the file" in str(error.value)
+
+
+def test_a_file_with_another_experiments_record_is_refused(store):
+    store.put(made_up(MLP))
+    store.path(MLP).rename(store.path(LINEAR))
+    with pytest.raises(ValueError, match="another experiment") as error:
+        run(LINEAR, store)
+    assert str(store.path(LINEAR)) in str(error.value)
+
+
+# Store
+
+
+def test_a_store_gives_what_was_put(store):
+    assert store.get(LINEAR) is None
+    assert LINEAR not in store
+    assert list(store) == []
+    store.put(made_up())
+    assert LINEAR in store
+    assert MLP not in store
+    assert store.get(LINEAR) == made_up()
+    assert store.get(replace(LINEAR, seed=1)) is None
+    store.put(made_up(test_nll=0.5))
+    assert store.get(LINEAR).test_nll == 0.5
+    assert [path.name for path in store.folder.glob("*.json")] == [f"{LINEAR.name}.json"]
+
+
+def test_iteration_is_by_file_name_and_sees_records_alone(store):
+    seeds = [10, 3, 2, 1]
+    for e in [*THREE, *(replace(LINEAR, seed=seed) for seed in seeds)]:
+        store.put(made_up(e))
+        store.running(e, "lock").touch()
+        store.running(e, "json").write_text("half a rec")
+    (store.folder / "README.md").write_text("about these")
+    names = [record.experiment.name for record in store]
+    assert names == sorted(names)
+    assert len(names) == 3 + len(seeds)
+
+
+@pytest.mark.parametrize("function", ["replace", "write_text"])
+@pytest.mark.parametrize("before", [None, made_up()], ids=["new", "there already"])
+def test_a_record_is_put_whole_or_not_at_all(store, monkeypatch, function, before):
+    if before:
+        store.put(before)
+    write = Path.write_text
+
+    def half(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(*{"replace": (os, "replace", never), "write_text": (Path, "write_text", half)}[function])
+    with pytest.raises((OSError, AssertionError)):
+        store.put(made_up(test_nll=0.5))
+    assert store.get(LINEAR) == before
+    assert list(store) == [before] * bool(before)
+    monkeypatch.undo()
+    store.put(made_up(test_nll=0.5))
+    assert store.get(LINEAR).test_nll == 0.5
+
+
+# run
+
+
+@pytest.mark.parametrize("train_tokens", [None, 40])
+@three
+def test_a_run_records_what_fit_and_evaluate_give(store, experiment, train_tokens):
+    """With forty tokens learnt by heart validation is best before the end; the cap is on the train split alone."""
+    if train_tokens:
+        training = replace(QUICK, epochs=12, eval_windows=30_000, learning_rate=0.1)
+        experiment = replace(experiment, training=training, train_tokens=train_tokens)
+    training, whole = experiment.training, load_corpus("python-docs")
+    record = run(experiment, store)
+    corpus = replace(whole, train=whole.train[:train_tokens])
+    model = build(experiment.model, len(whole.vocabulary), seed=experiment.seed)
+    history = fit(model, corpus, training, experiment.seed, progress=False)
+    assert record.experiment == experiment
+    assert (record.train, record.valid, record.best_epoch) == (history.train, history.valid, history.best_epoch)
+    if train_tokens:
+        assert record.best_epoch < training.epochs
+    assert record.test_nll == evaluate(model, whole.test, training.eval_windows, training.eval_stride)
+    assert record.test_nll_whole == evaluate(model, whole.test, stride=training.eval_stride) != record.test_nll
+    count = n_parameters(model)
+    assert (record.parameters, record.parameters_without_embeddings) == count
+    windows = training.epochs * training.windows_per_epoch
+    assert record.flops["paper"] == 2 * count.total * 8 * windows
+    if experiment.kind == "linear":  # one product forward, two backward
+        assert record.flops["counted"] == 3 * 2 * (8 * 6) * len(whole.vocabulary) * windows
+    assert record.seconds.keys() == {"training", "testing"}
+    assert min(record.seconds.values()) > 0
+    assert (record.machine["device"], record.machine["threads"]) == ("cpu", 1)
+    assert record.versions == {"python": platform.python_version(), "torch": torch.__version__}
+    assert store.get(experiment) == record
+
+
+def test_what_is_recorded_is_not_run_again(store, monkeypatch):
+    record = run(MLP, store)
+    monkeypatch.setattr(experiments, "fit", never)
+    assert run(MLP, store) == record
+    with pytest.raises(AssertionError, match="not to be called"):
+        run(LINEAR, store)
+
+
+def test_a_run_leaves_its_record_and_no_checkpoint(store):
+    for seed in (0, 1):  # the second time beside what the first left
+        run(replace(ATTENTION, seed=seed), store)
+        left = [path for path in store.folder.rglob("*") if path.is_file()]
+        assert sum(path.suffix == ".json" for path in left) == seed + 1
+        assert all(path.suffix in (".json", ".lock") for path in left)
+
+
+def test_a_failed_run_leaves_no_record_and_frees_the_experiment(store, monkeypatch):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "evaluate", interrupted)  # after training
+        with pytest.raises(KeyboardInterrupt):
+            run(MLP, store)
+    assert list(store) == []
+    assert timeless(run(MLP, store)) == timeless(run(MLP, Store(store.folder / "another")))
+
+
+# run_all
+
+
+@pytest.fixture(scope="module")
+def spawned(one_thread):
+    with process_pool(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def executor(request):
+    makers = {
+        "none": nullcontext,
+        "threads": lambda: ThreadPoolExecutor(2),
+        "processes": lambda: ProcessPoolExecutor(2, request.getfixturevalue("forkserver")),
+        "spawned": lambda: nullcontext(request.getfixturevalue("spawned")),
+    }
+    with makers[request.param]() as executor:
+        yield executor
+
+
+def on(*executors):
+    return pytest.mark.parametrize("executor", executors, indirect=True)
+
+
+@on("none", "threads", "processes")
+def test_run_all_gives_records_in_order_and_runs_repeats_once(store, executor):
+    there = run(MLP, store)
+    wanted, seen = [ATTENTION, LINEAR, MLP, ATTENTION, LINEAR], []
+    records = run_all(wanted, executor, str(store.folder), done=seen.append)
+    assert [record.experiment for record in records] == wanted
+    assert records[0] == records[3]  # its seconds too: it was run once
+    assert records == [store.get(e) for e in wanted]
+    assert seen[0] == records[2] == there
+    assert sorted(record.experiment.kind for record in seen) == ["linear", "mlp", "transformer"]
+    assert all(record in records for record in seen)
+    assert len(list(store)) == 3
+
+
+SEVERAL = [*THREE, *(replace(e, seed=seed) for seed in (5, 6, 7) for e in (ATTENTION, MLP))]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(one_thread, tmp_path_factory):
+    return run_all(SEVERAL, store=tmp_path_factory.mktemp("alone"))
+
+
+@on("threads", "processes", "spawned")
+def test_the_executor_changes_no_bit(store, executor, one_by_one):
+    """Those with dropout, two at a time: they may not draw from each other's random numbers."""
+    assert len({tuple(record.train) for record in one_by_one}) == len(SEVERAL)
+    for record, expected in zip(run_all(SEVERAL, executor, store), one_by_one, strict=True):
+        assert timeless(record, machine=False) == timeless(expected, machine=False)
+
+
+@on("none", "threads", "processes")
+def test_failures_are_named_and_the_others_kept(store, executor):
+    seen, (short, _, diverging, _, unknown) = [], GOOD_AND_BAD
+    with pytest.raises(ExceptionGroup, match="3 of 5 experiments failed") as error:
+        run_all(GOOD_AND_BAD, executor, store, done=seen.append)
+    failures = {failure.__notes__[-1]: failure for failure in error.value.exceptions}
+    assert failures.keys() == {f"in experiment {e.name}" for e in (short, diverging, unknown)}
+    by_experiment = [failures[f"in experiment {e.name}"] for e in (short, diverging, unknown)]
+    assert [type(failure) for failure in by_experiment] == [ValueError, Diverged, ValueError]
+    assert by_experiment[1].learning_rate == 1e30
+    assert "no-such-corpus" in str(by_experiment[2])
+    assert {record.experiment for record in store} == {record.experiment for record in seen} == {LINEAR, MLP}
+
+
+def test_an_interrupt_ends_it_at_once_and_the_next_call_goes_on(store, monkeypatch):
+    def interrupted(model, *args):
+        if isinstance(model.config, MLPConfig):
+            raise KeyboardInterrupt
+        return fit(model, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_all(THREE, store=store)
+    (kept,) = store
+    assert run_all(THREE, store=store)[0] == kept
+
+
+def test_lost_workers_are_no_failure_of_an_experiment(store, forkserver):
+    with ProcessPoolExecutor(1, forkserver, os._exit, (1,)) as pool, pytest.raises(BrokenExecutor):
+        run_all(THREE, pool, store)
+
+
+# Several processes, and their sudden ends
+
+
+def epochs_in(checkpoint):
+    try:
+        with safetensors.safe_open(checkpoint, "pt") as file:
+            return len(json.loads(file.metadata()["history"])["valid"])
+    except FileNotFoundError:
+        return 0
+
+
+def wait_for(what, process=None, pause=0.001, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert process is None or process.is_alive(), f"ended by itself, exit code {process.exitcode}"
+        assert time.monotonic() < end
+        time.sleep(pause)
+
+
+def kill(process):
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL  # it was alive until then
+
+
+def test_killed_twenty_times_at_random_the_record_is_the_same(tmp_path, forkserver):
+    """The kills are spread over the run; its checkpoints are so large that a good part of the time goes into them."""
+    model = TransformerConfig(context=8, d_model=96, heads=2, layers=1, ff_width=96, dropout=0.2)
+    training = replace(QUICK, epochs=120, windows_per_epoch=96, learning_rate=0.001)
+    experiment = Experiment("python-docs", model, training, 0)
+    whole = run(experiment, Store(tmp_path / "whole"))
+    an_epoch = whole.seconds["training"] / training.epochs
+    store, dice = Store(tmp_path / "killed"), random.Random(0)
+    checkpoint, done = store.running(experiment, "safetensors"), [0]
+    for target in sorted(dice.sample(range(1, 80), 20)):
+        process = forkserver.Process(target=run, args=(experiment, store))
+        process.start()
+        wait_for(lambda t=target: epochs_in(checkpoint) >= max(t, done[-1] + 1), process, an_epoch / 20)
+        time.sleep(dice.uniform(0, 2 * an_epoch))
+        kill(process)
+        done.append(epochs_in(checkpoint))
+        assert "model.head.bias" in safetensors.torch.load_file(checkpoint)
+        assert list(store) == []
+    last = forkserver.Process(target=run, args=(experiment, store))
+    last.start()
+    last.join(60)
+    (record,) = store
+    assert timeless(record) == timeless(whole)
+    assert not checkpoint.exists()
+
+
+MOMENTS = {  # when it ends -> epochs that are in the checkpoint then
+    "checkpoint half-written": 1,
+    "checkpoint written": 1,
+    "checkpoint replaced": 2,
+    "record half-written": 3,
+    "record written": 3,
+    "record replaced": 3,
+}
+
+
+def run_until(moment, experiment, store):
+    """Run it up to that moment of its second checkpoint or of its record, and end as by kill -9."""
+    what, when = moment.split()
+    suffix, number = {"checkpoint": (".safetensors", 2), "record": (".json", 1)}[what]
+    move, moves = os.replace, itertools.count(1)
+
+    def replace_and_die(source, target):
+        now = Path(target).suffix == suffix and next(moves) == number
+        if now and when == "half-written":
+            os.truncate(source, os.path.getsize(source) // 2)
+        if not now or when == "replaced":
+            move(source, target)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die
+    run(experiment, store)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(ATTENTION, Store(tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_end_in_the_middle_of_writing_does_no_harm(store, forkserver, undisturbed, moment):
+    process = forkserver.Process(target=run_until, args=(moment, ATTENTION, store))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert epochs_in(store.running(ATTENTION, "safetensors")) == MOMENTS[moment]
+    assert len(list(store)) == (moment == "record replaced")
+    assert timeless(run(ATTENTION, store)) == timeless(undisturbed)
+    assert len(list(store)) == 1
+
+
+def meet_and_run(experiment, store, parties):
+    (store.folder / f"{os.getpid()}.here").touch()
+    wait_for(lambda: len(list(store.folder.glob("*.here"))) == parties)
+    return run(experiment, store)
+
+
+def test_two_processes_at_one_experiment_train_it_once(store, spawned, undisturbed):
+    store.folder.mkdir()
+    both = [spawned.submit(meet_and_run, ATTENTION, store, 2) for _ in range(2)]
+    first, second = (future.result(120) for future in both)
+    assert first == second  # its seconds too
+    assert list(store) == [first]
+    assert timeless(first) == timeless(undisturbed)
+
+
+def hold(lock, sign):
+    with FileLock(lock):
+        sign.touch()
+        time.sleep(600)
+
+
+def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_not(store, forkserver, undisturbed):
+    lock, sign = store.running(ATTENTION, "lock"), store.running(ATTENTION, "sign")
+    holder = forkserver.Process(target=hold, args=(lock, sign))
+    holder.start()
+    wait_for(sign.exists, holder)
+    with pytest.raises(Timeout):
+        FileLock(lock).acquire(timeout=0)
+    waiting = forkserver.Process(target=run, args=(ATTENTION, store))
+    waiting.start()
+    waiting.join(1)
+    assert waiting.is_alive()
+    assert list(store) == []
+    kill(holder)
+    waiting.join(60)
+    assert waiting.exitcode == 0
+    (record,) = store
+    assert timeless(record) == timeless(undisturbed)
+    store.path(ATTENTION).unlink()
+    assert lock.exists()
+    assert timeless(run(ATTENTION, store)) == timeless(record)
