@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch.utils.flop_counter import FlopCounterMode
 
 from .corpora import Corpus, load_corpus
+from .flops import count_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
-from .training import TrainingConfig, evaluate, fit, window_loss
+from .training import TrainingConfig, evaluate, fit
 
 _HERE = Path(__file__).parent
 
@@ -274,18 +274,12 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
 
 @lru_cache
 def _training_flops(experiment: Experiment) -> float:
-    """What its record would hold as flops["counted"]."""
+    """What its record holds as flops["counted"]: of one window, measured, times the windows."""
     vocabulary = _corpus(experiment.corpus, experiment.train_tokens).vocabulary
-    windows = experiment.training.epochs * experiment.training.windows_per_epoch
-    return float(_flops_per_window(experiment.model, len(vocabulary), experiment.training.scored) * windows)
-
-
-def _flops_per_window(config: Config, vocab_size: int, scored: str = "last") -> int:
-    """Matrix products of one training window, forward and backward, as PyTorch's counter sees them."""
-    model = build(config, vocab_size, seed=0).eval()  # dropout costs no products
-    with FlopCounterMode(display=False) as counter:
-        window_loss(model, torch.zeros(1, config.context + 1, dtype=torch.int64), scored).backward()
-    return counter.get_total_flops()
+    model, training = build(experiment.model, len(vocabulary), seed=0), experiment.training
+    tokens = torch.zeros(1, experiment.model.context, dtype=torch.int64)
+    targets = tokens if training.scored == "every" else tokens[:, 0]
+    return float(count_flops(model, tokens, targets) * training.epochs * training.windows_per_epoch)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Counting models: the yardsticks that need no training. Shapes: V vocabulary, n order."""
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,3 +56,162 @@ class Additive:
 def _look_up(keys: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
     at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     return torch.where(keys[at] == wanted, counts[at], 0).double()
+
+
+class _Level(NamedTuple):
+    """The n-grams of one length and their counts. G of them, H histories one token shorter."""
+
+    keys: np.ndarray  # (G,), sorted: the number of the (n-1)-gram that an n-gram ends in, times V, plus its first token
+    discounted: np.ndarray  # (G,) its count less the discount
+    total: np.ndarray  # (H,) of the counts of all that follows a history
+    spared: np.ndarray  # (H,) of the discounts: what is left to the shorter history
+
+
+class KneserNey:
+    """Interpolated modified Kneser-Ney smoothing (Chen and Goodman, 1999, section 4.1.6), exact.
+
+    With h the n - 1 tokens before w, h' the n - 2 before w, and c the count of an n-gram,
+
+        p_n(w | h) = max(c(h w) - D(c(h w)), 0) / c(h ·) + λ(h) p_{n-1}(w | h'),
+
+    where λ(h) gives away exactly what the discounts D took, and a history never seen leaves all to h'. In the
+    highest order c is how often the n-gram occurs; in a lower one, after *how many different tokens*. D has one value
+    for a count of 1, of 2 and of 3 or more, estimated for each order from the numbers n_k of n-grams with count k:
+    with Y = n_1 / (n_1 + 2 n_2), D_k = k - (k + 1) Y n_{k+1} / n_k, brought back to 0.1 or k where it lies beyond,
+    so that nothing has probability 0. Where some n_k is 0, as among a few characters, they are 0.5, 1 and 1.5.
+    Below the unigrams lies the uniform distribution.
+
+    The text is one stream: there are no sentence borders. Training sorts once for each order; no loop is over tokens.
+
+    Args:
+        order: n, at least 1.
+        vocab_size: V.
+
+    Raises:
+        ValueError: for an order or vocabulary below 1.
+    """
+
+    def __init__(self, order: int, vocab_size: int):
+        if order < 1 or vocab_size < 1:
+            raise ValueError(f"need order >= 1 and vocab_size >= 1, got {order}, {vocab_size}")
+        self.order, self.vocab_size = order, vocab_size
+        self._levels: list[_Level] = []
+
+    def fit(self, ids: Tensor) -> "KneserNey":
+        """Count the n-grams of 1-D ``ids``; returns the model itself.
+
+        Raises:
+            ValueError: if ``ids`` is not 1-D, has an id outside the vocabulary, or fewer tokens than the order.
+        """
+        tokens = self._checked(ids)
+        if len(tokens) < self.order:
+            raise ValueError(f"{len(tokens)} tokens hold no {self.order}-gram: lower the order or give more text")
+        grams = []  # for each length: keys, occurrences, number of the suffix and of the history of each n-gram
+        shorter = np.zeros(len(tokens), np.int64)  # number of the (n-1)-gram that ends at a position
+        for n in range(1, self.order + 1):
+            keys, first, numbers, occurrences = np.unique(
+                shorter[n - 1 :] * self.vocab_size + tokens[: len(tokens) - n + 1],
+                return_index=True, return_inverse=True, return_counts=True,
+            )  # fmt: skip
+            ends = first + n - 1  # one place where each ends
+            history = shorter[ends - 1] if n > 1 else np.zeros(len(keys), np.int64)
+            grams.append((keys, occurrences, shorter[ends], history))
+            shorter = np.concatenate((np.full(n - 1, -1), numbers))
+        self._levels = []
+        for n, (keys, counts, _, history) in enumerate(grams, start=1):
+            if n < self.order:
+                counts = np.bincount(grams[n][2], minlength=len(keys))  # by how many longer ones it is the suffix of
+            discounts = _discounts(counts)[np.minimum(counts, 3)]
+            histories = len(grams[n - 2][0]) if n > 1 else 1
+            total = np.bincount(history, counts, histories)
+            self._levels.append(_Level(keys, counts - discounts, total, np.bincount(history, discounts, histories)))
+        return self
+
+    def nll(self, ids: Tensor) -> Tensor:
+        """NLL in nats of each token of 1-D ``ids``, given all that precede it there, (len(ids),) float64.
+
+        Raises:
+            ValueError: if it has not been fitted, or ``ids`` is not 1-D or has an id outside the vocabulary.
+        """
+        self._needs_fit()
+        tokens = self._checked(ids)
+        p = np.full(len(tokens), 1 / self.vocab_size)
+        shorter = np.zeros(len(tokens), np.int64)  # as in fit; -1 where it was never seen
+        for n, level in enumerate(self._levels, start=1):
+            at, seen = _find(level.keys, shorter[n - 1 :], tokens[: max(0, len(tokens) - n + 1)], self.vocab_size)
+            history = shorter[n - 2 : -1] if n > 1 else np.zeros(len(tokens), np.int64)
+            p[n - 1 :] = _interpolate(level, history, np.where(seen, level.discounted[at], 0.0), p[n - 1 :])
+            shorter = np.concatenate((np.full(min(n - 1, len(tokens)), -1), np.where(seen, at, -1)))
+        return torch.from_numpy(-np.log(p))
+
+    def next_token(self, context: Tensor) -> Tensor:
+        """p of every token after 1-D ``context``, of which the last n - 1 ids count: (V,) float64, summing to 1.
+
+        Raises:
+            ValueError: as ``nll`` does.
+        """
+        self._needs_fit()
+        context = self._checked(context)[max(0, len(context) - self.order + 1) :]
+        every = np.arange(self.vocab_size)
+        p = np.full(self.vocab_size, 1 / self.vocab_size)
+        history, numbers = 0, np.zeros(self.vocab_size, np.int64)  # of the context's end, and of it with each token
+        for n, level in enumerate(self._levels[: len(context) + 1], start=1):
+            first = every if n == 1 else np.full(self.vocab_size, context[len(context) - n + 1])
+            at, seen = _find(level.keys, numbers, first, self.vocab_size)
+            p = _interpolate(level, np.full(self.vocab_size, history), np.where(seen, level.discounted[at], 0.0), p)
+            numbers = np.where(seen, at, -1)
+            if n <= len(context):  # the history of the next order: the last n tokens of the context
+                token = np.array([context[len(context) - n]])
+                at, seen = _find(level.keys, np.array([history]), token, self.vocab_size)
+                history = int(at[0]) if seen[0] else -1
+        return torch.from_numpy(p)
+
+    def generate(self, prompt: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Continue 1-D ``prompt`` by n sampled tokens: the prompt and n more, int64."""
+        ids = prompt.long()
+        for _ in range(n):
+            chosen = torch.multinomial(self.next_token(ids), 1, generator=generator)
+            ids = torch.cat((ids, chosen))
+        return ids
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations to score a token: a multiplication, an addition and a division an order.
+
+        Searches are integer comparisons, about log2 of the number of n-grams an order, and not counted.
+        """
+        return 3 * self.order
+
+    def _needs_fit(self):
+        if not self._levels:
+            raise ValueError("this KneserNey has counted nothing yet: call fit first")
+
+    def _checked(self, ids: Tensor) -> np.ndarray:
+        if ids.dim() != 1:
+            raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
+        tokens = ids.cpu().numpy().astype(np.int64)
+        if len(outside := np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))):
+            at = int(outside[0])
+            raise ValueError(f"id {tokens[at]} at position {at} is not from 0 to {self.vocab_size - 1}")
+        return tokens
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """D by count, (4,): of a count of 0, 1, 2, and 3 or more."""
+    n, k = np.bincount(np.minimum(counts, 5), minlength=6), np.arange(1, 4)
+    if not n[1:5].all():
+        return np.array([0.0, 0.5, 1.0, 1.5])
+    discounts = k - (k + 1) * n[1] / (n[1] + 2 * n[2]) * n[2:5] / n[1:4]
+    return np.concatenate(([0.0], discounts.clip(0.1, k)))
+
+
+def _find(keys: np.ndarray, shorter: np.ndarray, first: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where n-grams stand among the keys, by the number of the (n-1)-gram they end in, and whether they do."""
+    wanted = shorter * vocab_size + first
+    at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    return at, (keys[at] == wanted) & (shorter >= 0)
+
+
+def _interpolate(level: _Level, history: np.ndarray, discounted: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    known = np.maximum(history, 0)
+    total = np.where(history >= 0, level.total[known], 0)
+    return np.where(total > 0, (discounted + level.spared[known] * lower) / np.maximum(total, 1), lower)

@@ -184,7 +184,7 @@ def fit(
             starts = windows.draw(training.windows_per_epoch, draws).to(device)
             losses = []
             for chosen in starts.split(training.batch):
-                loss = window_loss(model, windows.view[chosen], training.scored)
+                loss = _loss(model, windows.view[chosen], training.scored)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -306,7 +306,7 @@ def _onednn_is_exact() -> bool:
     return error["bf16"] <= 4 * error[before]
 
 
-def window_loss(model: nn.Module, batch: Tensor, scored: str) -> Tensor:
+def _loss(model: nn.Module, batch: Tensor, scored: str) -> Tensor:
     """Mean NLL in nats a token of a batch of windows, each with the token that follows it: (B, T + 1) ids."""
     if scored == "last":
         return F.cross_entropy(model(batch[:, :-1]), batch[:, -1])

@@ -142,6 +142,10 @@ def drawings():
     yield figures.loss_against({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context T")
     yield figures.loss_against_cost({"MLP": {"this run": (1e6, 2.3), "paper": (1e6, 2.4)}}, "parameters")
     yield figures.dots({"complete": [2.0, 2.1, 2.2], "less": [2.5, 2.4, 2.6]}, "NLL", reference="complete")
+    yield figures.loss_against({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", log=False, reported={1: 3.0})
+    yield figures.dots({"H=1": [2.0]}, "NLL", reported={"H=1": 2.1})
+    yield figures.differences({"Linear": [0.01, -0.02], "MLP": []})
+    yield figures.effects({"C3": (0.02, -0.01, 0.05, 0.03, False), "C1": (0.7, 0.6, 0.8, None, True)})
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
 
@@ -160,6 +164,29 @@ def test_loss_curves_draw_what_was_measured():
     np.testing.assert_allclose(training.get_ydata(), HISTORY.step_losses)
     np.testing.assert_allclose(training.get_xdata(), [64, 128, 192, 256])
     np.testing.assert_allclose(validation.get_xydata(), [[128, 3.4], [256, 3.2]])
+    plt.close(figure)
+
+
+def test_a_line_over_seeds_goes_through_their_means_with_intervals():
+    figure = figures.loss_against({"ours": {1: [3.0, 3.2, 3.1], 2: [2.0]}}, "epoch", reported={2: 2.5})
+    (ax,) = figure.axes
+    container = ax.containers[0]
+    np.testing.assert_allclose(container.lines[0].get_xydata(), [[1, 3.1], [2, 2.0]])
+    low, high = container.lines[2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(figures.interval([3.0, 3.2, 3.1]))
+    drawn = [tuple(xy) for line in ax.lines for xy in line.get_xydata()]
+    assert {(1, 3.0), (1, 3.2), (2, 2.5)} <= set(drawn)  # each seed, and the paper's figure
+    plt.close(figure)
+
+
+def test_effects_and_differences_are_drawn_where_they_are():
+    figure = figures.effects({"C3": (0.02, -0.01, 0.05, 0.03, False)})
+    (ax,) = figure.axes
+    np.testing.assert_allclose(ax.containers[0].lines[2][0].get_segments()[0][:, 0], [-0.01, 0.05])
+    plt.close(figure)
+    figure = figures.differences({"Linear": [0.01, -0.03]})
+    drawn = [tuple(xy) for line in figure.axes[0].lines for xy in line.get_xydata()]
+    assert {(0.01, 0.0), (-0.03, 0.0), (-0.01, 0.0)} <= {(round(x, 9), float(y)) for x, y in drawn}
     plt.close(figure)
 
 
@@ -198,3 +225,33 @@ def test_yardsticks_score_the_tokens_that_a_run_is_scored_on():
         nll = Additive(2, len(corpus.vocabulary), 0.1).fit(corpus.train).nll(ids)
         assert torch.equal(ids[128:1_128:8], targets)
         assert levels[split]["bigram"] == pytest.approx(nll[128:1_128:8].mean().item())
+
+
+def test_records_stand_beside_the_papers_figures():
+    table = chapters.records_table(["Linear T=32", "Linear"])
+    assert list(table.index) == ["Linear", "Linear T=32"]  # the paper's order
+    values = chapters.recorded("Linear T=32")
+    assert table.loc["Linear T=32", "seeds"] == f"{len(values)}"
+    assert table.loc["Linear T=32", "paper's figure"] == "2.514"
+    assert table.loc["Linear T=32", "ours"].startswith(f"{np.mean(values):.3f}")
+    assert float(table.loc["Linear T=32", "difference"]) == pytest.approx(np.mean(values) - 2.5135, abs=5e-4)
+
+
+def test_no_records_is_said_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "RESULTS", tmp_path)
+    chapters.records.cache_clear()
+    with pytest.raises(FileNotFoundError, match="python -m slmlib run paper"):
+        chapters.records()
+    chapters.records.cache_clear()
+
+
+def test_a_verdict_says_claim_test_and_effect():
+    text = chapters.verdict("C4")
+    judged = next(j for j in paper.judge(chapters.records()) if j.claim.id == "C4")
+    assert f"{judged.claim.statement}”: {judged.verdict}.**" in text and judged.claim.asks in text
+    assert all(f.contrast.says in text and paper.signed(f.effect) in text for f in judged.findings)
+
+
+def test_numbers_as_text():
+    assert paper.signed(-0.0123) == "−0.012" and paper.signed(2, 1) == "+2.0"
+    assert chapters.plus_minus([2.0, 2.1]) == "2.050 ± 0.071" and chapters.plus_minus([2.0], 1) == "2.0"

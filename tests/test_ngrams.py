@@ -1,12 +1,16 @@
 """The counting models against a count by hand."""
 
 import math
+import random
+import time
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from slmlib.ngrams import Additive
+from slmlib.corpora import CorpusUnavailable, Vocabulary, fetch, load_corpus
+from slmlib.ngrams import Additive, KneserNey, _discounts
 
 V = 5
 
@@ -49,3 +53,149 @@ def test_a_large_vocabulary_needs_no_table_of_all_pairs():
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match="order"):
         Additive(*arguments)
+
+
+# --- Kneser-Ney
+
+
+def by_definition(train: list[int], V: int, order: int):
+    """p(w | h) as Chen and Goodman write it, with dictionaries and loops."""
+    occurs = [Counter(tuple(train[i : i + n]) for i in range(len(train) - n + 1)) for n in range(1, order + 1)]
+    count = []
+    for n in range(1, order + 1):
+        if n == order:
+            count.append(occurs[n - 1])
+        else:
+            before = {gram: set() for gram in occurs[n - 1]}
+            for longer in occurs[n]:
+                before[longer[1:]].add(longer[0])
+            count.append({gram: len(tokens) for gram, tokens in before.items()})
+
+    def discounts(c):
+        n = Counter(c.values())
+        if any(n[k] == 0 for k in (1, 2, 3, 4)):
+            return [0, 0.5, 1, 1.5]
+        Y = n[1] / (n[1] + 2 * n[2])
+        return [0] + [min(k, max(0.1, k - (k + 1) * Y * n[k + 1] / n[k])) for k in (1, 2, 3)]
+
+    D = [discounts(c) for c in count]
+
+    def p(w, h, n):
+        if n == 0:
+            return 1 / V
+        h = tuple(h[len(h) - (n - 1) :]) if n > 1 else ()
+        follow = {gram[-1]: c for gram, c in count[n - 1].items() if gram[:-1] == h}
+        total = sum(follow.values())
+        if total == 0:
+            return p(w, h, n - 1)
+        given = sum(D[n - 1][min(c, 3)] for c in follow.values())
+        c = follow.get(w, 0)
+        return (c - D[n - 1][min(c, 3)] + given * p(w, h, n - 1)) / total
+
+    return lambda w, h: p(w, h, min(order, len(h) + 1))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("V, n", [(3, 60), (9, 400)])
+def test_kneser_ney_is_its_definition(order, V, n):
+    rng = random.Random(order * V)
+    weights = [1 / (i + 1) for i in range(V)]
+    train, test = (rng.choices(range(V), weights, k=k) for k in (n, 40))
+    model, p = KneserNey(order, V).fit(torch.tensor(train)), by_definition(train, V, order)
+    expected = [-math.log(p(w, test[max(0, i - order + 1) : i])) for i, w in enumerate(test)]
+    torch.testing.assert_close(model.nll(torch.tensor(test)), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_all_discounts_are_estimated_somewhere_and_fixed_elsewhere():
+    """The test above would be weaker if one of the two ways never came up."""
+    assert _discounts(np.array([1, 1, 1, 2, 2, 3, 4])).tolist() != [0, 0.5, 1, 1.5]
+    assert _discounts(np.array([1, 1, 2, 3])).tolist() == [0, 0.5, 1, 1.5]  # none of count 4
+    assert _discounts(np.array([1, 1, 1, 2, 3, 3, 4]))[2] == 0.1  # by the formula it would be negative
+    n1, n2, n3, n4 = 10, 6, 4, 3
+    counts = np.repeat([1, 2, 3, 4, 9], [n1, n2, n3, n4, 5])
+    Y = n1 / (n1 + 2 * n2)
+    expected = [0, 1 - 2 * Y * n2 / n1, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3]
+    np.testing.assert_allclose(_discounts(counts), expected)
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_the_next_token_has_a_distribution_that_agrees_with_the_nll(order):
+    V, stream = 7, torch.Generator().manual_seed(0)
+    train, test = (torch.randint(V - 1, (n,), generator=stream) for n in (300, 30))  # the last token is never seen
+    test[5] = V - 1
+    model = KneserNey(order, V).fit(train)
+    nll = model.nll(test)
+    for i in (0, 1, 2, 3, 5, 6, 7, 8, 29):
+        p = model.next_token(test[:i])
+        assert p.min() > 0 and p.sum().item() == pytest.approx(1)
+        assert -p[test[i]].log().item() == pytest.approx(nll[i].item())
+
+
+def test_only_the_last_tokens_of_the_context_count():
+    ids = torch.randint(5, (200,), generator=torch.Generator().manual_seed(1))
+    model = KneserNey(3, 5).fit(ids)
+    torch.testing.assert_close(model.next_token(ids[:50]), model.next_token(ids[48:50]))
+
+
+def test_kneser_ney_writes_what_it_has_read():
+    ids = torch.tensor([0, 1, 2, 3] * 50)
+    model = KneserNey(3, 4).fit(ids)
+    text = model.generate(ids[:2], 200, torch.Generator().manual_seed(0))
+    assert len(text) == 202 and torch.equal(text[:2], ids[:2])
+    assert ((text[1:] - text[:-1]) % 4 == 1).double().mean() > 0.9
+    again = model.generate(ids[:2], 200, torch.Generator().manual_seed(0))
+    assert torch.equal(text, again)
+
+
+def test_kneser_ney_says_what_is_wrong():
+    with pytest.raises(ValueError, match="order"):
+        KneserNey(0, 5)
+    with pytest.raises(ValueError, match="fit first"):
+        KneserNey(2, 5).nll(torch.tensor([1]))
+    with pytest.raises(ValueError, match="fit first"):
+        KneserNey(2, 5).next_token(torch.tensor([1]))
+    with pytest.raises(ValueError, match="id 5 at position 1 is not from 0 to 4"):
+        KneserNey(2, 5).fit(torch.tensor([1, 5]))
+    with pytest.raises(ValueError, match="1-D"):
+        KneserNey(2, 5).fit(torch.tensor([[1, 2]]))
+    with pytest.raises(ValueError, match="hold no 3-gram"):
+        KneserNey(3, 5).fit(torch.tensor([1, 2]))
+
+
+def test_texts_shorter_than_the_order_are_scored():
+    model = KneserNey(4, 3).fit(torch.tensor([0, 1, 2, 0, 1, 2, 1]))
+    whole = model.nll(torch.tensor([0, 1, 2, 0]))
+    for n in range(4):
+        torch.testing.assert_close(model.nll(torch.tensor([0, 1, 2, 0])[:n]), whole[:n])
+
+
+def corpus_or_skip(name):
+    try:
+        return load_corpus(name)
+    except CorpusUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_the_papers_windows_of_tiny_shakespeare():
+    corpus = corpus_or_skip("tiny_shakespeare")
+    began = time.perf_counter()
+    nll = KneserNey(7, 65).fit(corpus.train).nll(corpus.test)
+    assert time.perf_counter() - began < 5
+    assert f"{nll[128:10_128].mean():.3f}" == "1.651" and f"{nll.mean():.3f}" == "1.687"
+
+
+def test_the_published_perplexity_of_penn_treebank():
+    """With an end-of-sentence token a line, as everyone but the paper counts: 141 (Mikolov and others, 2011)."""
+    corpus_or_skip("ptb")
+    texts = [fetch(f"ptb/{split}.txt").read_text().replace("\n", " <eos> ") for split in ("train", "test")]
+    vocabulary = Vocabulary(tuple(sorted(set(texts[0].split()))), "word")
+    train, test = map(vocabulary.encode, texts)
+    nll = KneserNey(5, len(vocabulary)).fit(train).nll(test)
+    assert len(vocabulary) == 10_000 and len(test) == 82_430 and round(nll.mean().exp().item()) == 141
+
+
+def test_wikitext_2_in_seconds():
+    corpus = corpus_or_skip("wikitext-2")
+    began = time.perf_counter()
+    KneserNey(3, len(corpus.vocabulary)).fit(corpus.train).nll(corpus.test)
+    assert time.perf_counter() - began < 30

@@ -1,0 +1,103 @@
+"""Floating-point operations of the models: closed forms in three ledgers, and PyTorch's counter to hold them against.
+
+All count matrix products, a multiply-add as 2, as PyTorch's ``FlopCounterMode`` does; norms, softmax, dropout,
+residual sums, embedding look-ups and the optimiser are outside. The backward pass of a product costs two of its size:
+one for the gradient of each factor.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
+
+Ledger = Literal["paper", "written", "needed"]
+Scored = Literal["last", "every"]
+
+
+def forward_flops(
+    config: Config, vocab_size: int, ledger: Ledger = "needed", scored: Scored = "last"
+) -> dict[str, int]:
+    """FLOPs of one window's forward pass, by component.
+
+    A product of (m, k) and (k, n) is 2mkn. With T context, C width, V vocabulary, h hidden units, F feed-forward
+    width, L layers, and S the positions that are scored (1, or T if ``scored`` is ``every``):
+
+    ``written`` charges each product as the paper's code makes it. Linear: the window's embeddings, T·C numbers, times
+    the head: 2TCV. MLP: 2TCh + 2h² + 2hV. Transformer, each layer: queries, keys and values 6TC²; their products
+    q kᵀ and a v, over all H heads together, 2T²C each; the output matrix 2TC²; the feed-forward layer 4TCF (6TCF
+    with SwiGLU); and once the head, 2SCV. The causal mask saves nothing: its half is computed and dropped.
+
+    ``needed`` charges what the scored positions need, which is what ``slmlib`` computes. The last layer needs keys and
+    values everywhere, 4TC², but queries 2SC², q kᵀ and a v 2STC each, output 2SC² and feed-forward 4SCF at S positions.
+    For the linear model and the MLP, and where every position is scored, it equals ``written``.
+
+    ``paper`` is the paper's figure: 2 · parameters · T, for every architecture alike.
+
+    Raises:
+        ValueError: for an unknown ledger or way of scoring, or ``every`` for a model that scores the last position.
+    """
+    for name, value, kinds in (("ledger", ledger, Ledger), ("scored", scored, Scored)):
+        if value not in get_args(kinds):
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kinds)))}, got {value!r}")
+    if scored == "every" and not isinstance(config, TransformerConfig):
+        raise ValueError(f"a {type(config).__name__} scores the last position only: scored cannot be 'every'")
+    V, T, C = vocab_size, config.context, config.d_model
+    if ledger == "paper":
+        with torch.device("meta"):  # shapes without numbers
+            return {"2 · parameters · T": 2 * n_parameters(build(config, V)).total * T}
+    if isinstance(config, LinearConfig):
+        return {"head": 2 * T * C * V}
+    if isinstance(config, MLPConfig):
+        h = config.hidden
+        return {"first layer": 2 * T * C * h, "second layer": 2 * h * h, "head": 2 * h * V}
+    S = T if scored == "every" else 1
+    full = [T] * config.layers  # the positions at which each layer works
+    if ledger == "needed":
+        full[-1] = S
+    matrices = 3 if config.ff_kind == "swiglu" else 2
+    return {
+        "queries, keys, values": sum(2 * s * C * C + 4 * T * C * C for s in full),
+        "attention": sum(4 * s * T * C for s in full),
+        "output matrix": sum(2 * s * C * C for s in full),
+        "feed-forward": sum(2 * matrices * s * C * config.ff_width for s in full),
+        "head": 2 * S * C * V,
+    }
+
+
+def flops_per_window(
+    config: Config, vocab_size: int, ledger: Ledger = "needed", backward: bool = True, scored: Scored = "last"
+) -> int:
+    """FLOPs of one window in a ledger (see ``forward_flops``): of training, or of the forward pass alone.
+
+    Training is three times the forward pass, in ``written`` and ``needed``. The paper's figure knows no backward pass.
+
+    Raises:
+        ValueError: as ``forward_flops`` does.
+    """
+    forward = sum(forward_flops(config, vocab_size, ledger, scored).values())
+    return forward if ledger == "paper" or not backward else 3 * forward
+
+
+def count_flops(model: nn.Module, tokens: Tensor, targets: Tensor, backward: bool = True) -> int:
+    """FLOPs of one pass over a batch of windows, as PyTorch's counter sees them; it leaves no trace.
+
+    It counts what is run. (Of PyTorch's fused attention it would see nothing on a CPU; ``slmlib``'s is written out.)
+
+    Args:
+        model: a module of ``slmlib.models``.
+        tokens: (B, T) ids.
+        targets: (B,) ids to score the last position, (B, T) to score every one.
+        backward: count the backward pass too.
+    """
+    every = targets.dim() == 2
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:  # dropout draws
+        logits = model(tokens, every_position=True).flatten(0, 1) if every else model(tokens)
+        loss = F.cross_entropy(logits, targets.flatten())
+        if backward:
+            torch.autograd.grad(loss, parameters)
+    return counter.get_total_flops()

@@ -1,0 +1,165 @@
+"""The ledgers: closed forms against PyTorch's counter, exactly, and against the products of the paper's own layout."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from slmlib import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters, paper
+from slmlib.experiments import RESULTS, Store
+from slmlib.flops import count_flops, flops_per_window, forward_flops
+
+V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277}
+SMALL = TransformerConfig(context=12, d_model=16, heads=2, layers=2, ff_width=24)
+VARIANTS = [
+    replace(SMALL, norm=norm, positions=positions, layers=layers)
+    for norm in ("post", "pre", "none")
+    for positions in ("learned", "rope", "none")
+    for layers in (1, 3)
+] + [
+    replace(SMALL, ff_kind="swiglu"),
+    replace(SMALL, ff_width=0),
+    replace(SMALL, residual=False),
+    replace(SMALL, dropout_site="residual"),
+    replace(SMALL, heads=1),
+    replace(SMALL, context=1),
+    replace(SMALL, dropout=0.0),
+]
+
+
+def counted(config, vocab_size, scored="last", batch=1, backward=True):
+    model = build(config, vocab_size, seed=0)
+    tokens = torch.zeros(batch, config.context, dtype=torch.int64)
+    return count_flops(model, tokens, tokens if scored == "every" else tokens[:, 0], backward)
+
+
+@pytest.mark.parametrize("run", paper.RUNS, ids=lambda r: r.label)
+@pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
+def test_the_papers_configurations_are_counted_exactly(run, backward):
+    vocab_size = V[run.corpus]
+    assert flops_per_window(run.model, vocab_size, "needed", backward) == counted(
+        run.model, vocab_size, backward=backward
+    )
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+@pytest.mark.parametrize("scored", ["last", "every"])
+@pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
+def test_every_variant_is_counted_exactly(config, scored, backward):
+    closed = flops_per_window(config, 7, "needed", backward, scored)
+    assert closed == counted(config, 7, scored, backward=backward)
+    assert 3 * closed == counted(config, 7, scored, batch=3, backward=backward)
+
+
+@pytest.mark.parametrize("run", paper.RUNS[14:18], ids=lambda r: r.label)
+def test_the_papers_transformers_scored_at_every_position(run):
+    assert flops_per_window(run.model, 65, "needed", scored="every") == counted(run.model, 65, "every")
+
+
+@pytest.mark.parametrize(
+    "label, flops",
+    [("Linear", 6_389_760), ("MLP", 25_658_880), ("Self-attention", 176_210_688), ("Transformer", 377_537_280)],
+)
+def test_as_the_paper_wrote_them(label, flops):
+    assert flops_per_window(paper.run(label).model, 65, "written") == flops
+
+
+class AsWritten(nn.Module):
+    """The paper's layout from PyTorch's own layers: all positions in all blocks, the head at the last."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        C = config.d_model
+        self.heads, self.embed, self.head = config.heads, nn.Embedding(vocab_size, C), nn.Linear(C, vocab_size)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {"qkv": nn.Linear(C, 3 * C), "out": nn.Linear(C, C), "up": nn.Linear(C, config.ff_width),
+                 "down": nn.Linear(config.ff_width, C)}
+            )
+            for _ in range(config.layers)
+        )  # fmt: skip
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for block in self.blocks:
+            q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in block["qkv"](x).chunk(3, -1))
+            with sdpa_kernel(SDPBackend.MATH):  # the only one on a CPU whose products are seen
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block["out"](y.transpose(1, 2).flatten(2))
+            x = x + block["down"](F.relu(block["up"](x)))
+        return self.head(x[:, -1])
+
+
+@pytest.mark.parametrize(
+    "label", ["Self-attention", "Transformer", "Self-attention H=1", "Transformer L=4", "Penn Treebank"]
+)
+@pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
+def test_written_is_what_the_papers_layout_costs(label, backward):
+    run = paper.run(label)
+    model = AsWritten(run.model, V[run.corpus])
+    tokens = torch.zeros(1, run.model.context, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        loss = F.cross_entropy(model(tokens), tokens[:, 0])
+        if backward:
+            loss.backward()
+    assert flops_per_window(run.model, V[run.corpus], "written", backward) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("run", paper.RUNS, ids=lambda r: r.label)
+def test_the_papers_figure(run):
+    closed = flops_per_window(run.model, V[run.corpus], "paper")
+    assert closed == 2 * run.params * run.model.context
+    assert flops_per_window(run.model, V[run.corpus], "paper", backward=False) == closed
+
+
+@pytest.mark.parametrize(
+    "config", [LinearConfig(), MLPConfig(), TransformerConfig(layers=1), TransformerConfig()], ids=str
+)
+def test_needed_is_never_more_than_written(config):
+    needed, written = (flops_per_window(config, 65, ledger) for ledger in ("needed", "written"))
+    assert needed <= written and (needed < written) == isinstance(config, TransformerConfig)
+
+
+def test_every_position_needs_all_that_is_written_and_the_head_everywhere():
+    needed, written = (forward_flops(SMALL, 7, ledger, "every") for ledger in ("needed", "written"))
+    assert needed == written
+    assert needed["head"] == SMALL.context * forward_flops(SMALL, 7, "written")["head"]
+
+
+def test_components_sum_to_the_whole_and_name_the_paper_for_what_it_is():
+    assert sum(forward_flops(SMALL, 7).values()) == flops_per_window(SMALL, 7, backward=False)
+    assert forward_flops(SMALL, 7, "paper") == {"2 · parameters · T": 2 * n_parameters(build(SMALL, 7)).total * 12}
+
+
+def test_counting_leaves_no_trace():
+    model = build(SMALL, 7, seed=0).train()
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    before = torch.get_rng_state()
+    tokens = torch.zeros(2, 12, dtype=torch.int64)
+    assert count_flops(model, tokens, tokens[:, 0]) == 2 * flops_per_window(SMALL, 7)
+    assert torch.equal(before, torch.get_rng_state()) and model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("arguments", [{"ledger": "exact"}, {"scored": "all"}])
+def test_unknown_names_are_named(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        flops_per_window(SMALL, 7, **arguments)
+
+
+@pytest.mark.parametrize("config", [LinearConfig(), MLPConfig()], ids=str)
+def test_only_a_transformer_scores_every_position(config):
+    with pytest.raises(ValueError, match="every"):
+        flops_per_window(config, 7, scored="every")
+
+
+def test_the_committed_records_counted_what_the_closed_form_says():
+    for record in (r for folder in RESULTS.iterdir() if folder.is_dir() for r in Store(folder)):
+        e = record.experiment
+        closed = flops_per_window(e.model, V[e.corpus], "needed", scored=e.training.scored)
+        assert record.flops["counted"] == closed * e.training.epochs * e.training.windows_per_epoch, e.name
