@@ -253,6 +253,23 @@ def effects(rows: Mapping[str, tuple[float, float, float, float | None, bool]]) 
     return fig
 
 
+def stacked(rows: Mapping[str, Mapping[str, float]], xlabel: str, scale: float = 1.0) -> Figure:
+    """A bar a row, cut into its components: ``{row: {component: amount}}``, amounts divided by ``scale``."""
+    fig, ax = plt.subplots(figsize=(5.8, 0.42 * len(rows) + 1.6))
+    components = list(dict.fromkeys(c for parts in rows.values() for c in parts))
+    for component, (colour, _) in zip(components, _SPARE, strict=False):
+        left = [sum(list(parts.values())[: list(parts).index(component)]) if component in parts else 0
+                for parts in rows.values()]  # fmt: skip
+        ax.barh(range(len(rows)), [parts.get(component, 0) / scale for parts in rows.values()],
+                left=[x / scale for x in left], color=colour, label=component, height=0.7)  # fmt: skip
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel=xlabel)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    return fig
+
+
 def interval(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval of a mean, by Student's t; needs two values or more."""
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))

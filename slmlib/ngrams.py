@@ -174,6 +174,11 @@ class KneserNey:
             ids = torch.cat((ids, chosen))
         return ids
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many different n-grams it has counted, by length from 1 on: a count and a key each to remember."""
+        return [len(level.keys) for level in self._levels]
+
     def flops_per_token(self) -> int:
         """Floating-point operations to score a token: a multiplication, an addition and a division an order.
 

@@ -163,7 +163,7 @@ def fit(
     history, best, began = History(), {}, time.perf_counter()
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bars do not read it themselves
     bar = tqdm(total=training.epochs * training.steps_per_epoch, unit="step", leave=False, disable=hidden)
-    with bar, _fast_matmul(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with bar, fast_matmul(device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Dropout reads the global generator of its device: seed that one alone, for the run alone.
         dropout = random_stream(seed, "dropout").initial_seed()
         torch.default_generator.manual_seed(dropout)
@@ -273,7 +273,7 @@ class _State:
 
 
 @contextmanager
-def _fast_matmul(device: torch.device):
+def fast_matmul(device: torch.device):
     """Inside, float32 matrix products on a CPU go to oneDNN, where its results are as exact as those by default.
 
     PyTorch multiplies by MKL, which on AMD's processors reaches less than half of oneDNN's speed. oneDNN is asked
@@ -341,7 +341,7 @@ def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride
         raise ValueError(f"stride must be at least 1, got {stride!r}")
     starts = torch.arange(0, n, stride, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(model), _fast_matmul(device):
+    with evaluating(model), fast_matmul(device):
         for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
             total += F.cross_entropy(model(inputs), targets, reduction="sum").double()

@@ -383,7 +383,7 @@ def test_a_setting_that_the_user_chose_is_left(chosen, precision, monkeypatch):
 
 def test_the_setting_is_of_no_concern_to_a_gpu(precision, monkeypatch):
     monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: True)
-    with training_module._fast_matmul(torch.device("cuda")):
+    with training_module.fast_matmul(torch.device("cuda")):
         assert precision() == "none"
 
 
