@@ -49,6 +49,7 @@ def run(
     group: Annotated[list[Group] | None, typer.Option(help="Of paper: only this group; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
     device: Annotated[Device, typer.Option(help="Where to train; auto: a GPU if there is one.")] = Device.auto,
+    keep_checkpoints: Annotated[bool, typer.Option(help="For the same runs with more epochs to go on from.")] = False,
     store: Annotated[Path | None, typer.Option(help="The folder of the records; default: the suite's.")] = None,
 ):
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
@@ -69,7 +70,8 @@ def run(
 
         try:
             with process_pool(workers) as executor:
-                run_all([e for e in whole if e not in remaining.finished], executor, records, where, show)
+                left = [e for e in whole if e not in remaining.finished]
+                run_all(left, executor, records, where, keep_checkpoints, show)
         except KeyboardInterrupt:
             progress.stop()
             err.print(

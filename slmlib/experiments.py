@@ -26,7 +26,7 @@ from filelock import FileLock
 from .corpora import Corpus, load_corpus
 from .flops import count_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
-from .training import TrainingConfig, evaluate, fit
+from .training import TrainingConfig, epochs_done, evaluate, fit
 
 _HERE = Path(__file__).parent
 
@@ -200,16 +200,14 @@ class Store:
         os.replace(partial, path)
 
     def running(self, experiment: Experiment, what: str) -> Path:
-        """Where a run under way keeps its lock, its checkpoint or its unfinished record."""
+        """Where a run under way keeps its lock, its checkpoint or its unfinished record.
+
+        Runs that differ in their number of epochs alone share these: the longer goes on where the shorter ended.
+        """
         folder = self.folder / ".running"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{experiment.name}.{what}"
-
-    def clear(self, experiment: Experiment) -> None:
-        """Delete what a run that was killed may have left: its checkpoint, files half written. Not its lock."""
-        for left in (self.folder / ".running").glob(f"{experiment.name}.*"):
-            if left.suffix != ".lock":
-                left.unlink(missing_ok=True)
+        chain = replace(experiment, training=replace(experiment.training, epochs=1))
+        return folder / f"{chain.name}.{what}"
 
 
 @lru_cache(maxsize=2)
@@ -220,7 +218,9 @@ def _corpus(name: str, train_tokens: int | None) -> Corpus:
 _one_at_a_time = threading.Lock()  # within a process, since training seeds the process's random generator
 
 
-def run(experiment: Experiment, store: Store, device: str = "cpu", progress: bool = False) -> Record:
+def run(
+    experiment: Experiment, store: Store, device: str = "cpu", progress: bool = False, keep_checkpoint: bool = False
+) -> Record:
     """The record of an experiment: out of the store, or by running it and keeping the record there.
 
     A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record,
@@ -231,6 +231,7 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
         store: where its record is looked for and put.
         device: ``cpu`` or ``cuda``.
         progress: show a bar.
+        keep_checkpoint: leave the last one, for the same experiment with more epochs to go on from.
 
     Raises:
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
@@ -245,6 +246,8 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
         training, vocab_size = experiment.training, len(corpus.vocabulary)
         model = build(experiment.model, vocab_size, seed=experiment.seed).to(device)
         checkpoint = store.running(experiment, "safetensors")
+        if epochs_done(checkpoint) > training.epochs:  # kept by a longer run: leave it alone
+            checkpoint = store.running(experiment, f"{training.epochs}.safetensors")
         history = fit(model, corpus, training, experiment.seed, progress, checkpoint)
         began = time.perf_counter()
         test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride)
@@ -268,7 +271,9 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", progress: boo
             versions={"python": platform.python_version(), "torch": torch.__version__},
         )
         store.put(record)
-        store.clear(experiment)
+        checkpoint.with_name(f"{checkpoint.name}.partial").unlink(missing_ok=True)  # of a run killed while it wrote
+        if not keep_checkpoint:
+            checkpoint.unlink(missing_ok=True)
     return record
 
 
@@ -301,6 +306,7 @@ def run_all(
     executor: Executor | None = None,
     store: Store | str | os.PathLike = "results",
     device: str = "cpu",
+    keep_checkpoints: bool = False,
     done: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
     """Run what the store lacks; the records of all, in the order of the experiments.
@@ -314,6 +320,7 @@ def run_all(
             ``Client(...).get_executor()``), or None to run one after the other here.
         store: a ``Store`` or its folder, which the executor's workers must see too.
         device: where to train.
+        keep_checkpoints: as in ``run``; list shorter experiments before longer ones.
         done: called with each record as it comes, those already there first.
 
     Raises:
@@ -341,9 +348,9 @@ def run_all(
 
     if executor is None:
         for experiment in missing:
-            collect(experiment, lambda e=experiment: run(e, store, device))
+            collect(experiment, lambda e=experiment: run(e, store, device, keep_checkpoint=keep_checkpoints))
     else:
-        futures = {executor.submit(run, e, store, device): e for e in missing}
+        futures = {executor.submit(run, e, store, device, keep_checkpoint=keep_checkpoints): e for e in missing}
         try:
             for future in as_completed(futures):
                 collect(futures[future], future.result)

@@ -236,12 +236,8 @@ class _State:
         os.replace(partial, path)  # whole or not at all
 
     def restore(self, path: Path, run: str, epochs: int) -> None:
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            tensors = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is no checkpoint ({error}); delete it to start this run anew") from error
+        metadata = _read_metadata(path)
+        tensors = safetensors.torch.load_file(path)
         if metadata.get("run") != run:
             raise ValueError(
                 f"checkpoint {path} is of another run, {metadata.get('run')!r}, not of {run!r}; "
@@ -270,6 +266,28 @@ class _State:
         torch.set_rng_state(groups["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
+
+
+def epochs_done(checkpoint: Path) -> int:
+    """How many epochs a checkpoint of ``fit`` is into its run; 0 where there is none.
+
+    Raises:
+        ValueError: if the file is no checkpoint.
+    """
+    if not checkpoint.exists():
+        return 0
+    return len(json.loads(_read_metadata(checkpoint)["history"])["valid"])
+
+
+def _read_metadata(checkpoint: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(checkpoint, "pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{checkpoint} is no checkpoint ({error}); delete it to start this run anew") from error
+    if "history" not in metadata:
+        raise ValueError(f"{checkpoint} is no checkpoint of this package; delete it to start this run anew")
+    return metadata
 
 
 @contextmanager

@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 
-from slmlib import experiments
+from slmlib import experiments, training
 from slmlib.corpora import load_corpus
 from slmlib.experiments import Experiment, Record, Store, process_pool, run, run_all
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
-from slmlib.training import Diverged, TrainingConfig, evaluate, fit
+from slmlib.training import Diverged, TrainingConfig, epochs_done, evaluate, fit
 
 QUICK = TrainingConfig(3, windows_per_epoch=64, eval_windows=2_000, eval_stride=200, batch=32, learning_rate=0.01)
 LINEAR = Experiment("python-docs", LinearConfig(context=8, d_model=6), QUICK, 0)
@@ -638,3 +638,55 @@ def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_no
     store.path(ATTENTION).unlink()
     assert lock.exists()
     assert timeless(run(ATTENTION, store)) == timeless(record)
+
+
+# --- longer runs go on from shorter ones
+
+
+def longer(experiment, epochs):
+    return replace(experiment, training=replace(experiment.training, epochs=epochs))
+
+
+def test_a_longer_run_goes_on_from_a_kept_checkpoint_to_the_same_bits(store, tmp_path, monkeypatch):
+    short, long = longer(ATTENTION, 3), longer(ATTENTION, 5)
+    alone = [run(e, Store(tmp_path / "alone")) for e in (short, long)]
+    first = run(short, store, keep_checkpoint=True)
+    checkpoint = store.running(short, "safetensors")
+    assert epochs_done(checkpoint) == 3 and checkpoint == store.running(long, "safetensors")
+
+    trained = []
+    monkeypatch.setattr(experiments, "fit", lambda *a, **k: trained.append(fit(*a, **k)) or trained[0])
+    monkeypatch.setattr(training, "evaluate", lambda *a, **k: looks.append(0) or evaluate(*a, **k))
+    looks = []
+    second = run(long, store)
+    assert len(looks) == 2 and len(trained[0].valid) == 5  # two epochs were left to train
+    assert [timeless(r) for r in (first, second)] == [timeless(r) for r in alone]
+    assert not checkpoint.exists()
+
+
+def test_a_shorter_run_leaves_a_longer_ones_checkpoint_alone(store, tmp_path):
+    short, long = longer(ATTENTION, 2), longer(ATTENTION, 4)
+    run(long, store, keep_checkpoint=True)
+    checkpoint = store.running(long, "safetensors")
+    before = checkpoint.read_bytes()
+    assert timeless(run(short, store)) == timeless(run(short, Store(tmp_path / "alone")))
+    assert checkpoint.read_bytes() == before
+    assert [p.name for p in checkpoint.parent.glob("*.safetensors")] == [checkpoint.name]
+
+
+def test_run_all_keeps_checkpoints_if_asked(store):
+    chain = [longer(LINEAR, epochs) for epochs in (1, 2, 4)]
+    run_all(chain, store=store, keep_checkpoints=True)
+    assert epochs_done(store.running(LINEAR, "safetensors")) == 4
+    run_all([replace(LINEAR, seed=5)], store=store)
+    assert not store.running(replace(LINEAR, seed=5), "safetensors").exists()
+
+
+def test_epochs_done_of_nothing_and_of_something_else(tmp_path):
+    assert epochs_done(tmp_path / "none") == 0
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"garbage.*delete"):
+        epochs_done(tmp_path / "garbage")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other.*delete"):
+        epochs_done(tmp_path / "other")

@@ -171,7 +171,7 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Makes ``fit`` end as by Ctrl-C in the n-th training step from here; 0: never."""
-    loss = training_module.window_loss
+    loss = training_module._loss
 
     def stop_at(n):
         steps = itertools.count(1)
@@ -181,7 +181,7 @@ def stop_at(monkeypatch):
                 raise KeyboardInterrupt
             return loss(*args)
 
-        monkeypatch.setattr(training_module, "window_loss", interrupted)
+        monkeypatch.setattr(training_module, "_loss", interrupted)
 
     return stop_at
 
@@ -240,7 +240,7 @@ def test_a_finished_run_is_not_trained_further_unless_more_epochs_are_asked_for(
     longer, expected = run(config, replace(FOUR, epochs=7))
     first, history = go_on(checkpoint, config)
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "window_loss", None)
+        patch.setattr(training_module, "_loss", None)
         patch.setattr(training_module, "evaluate", None)
         again, same_history = go_on(checkpoint, config)
     assert same_history == history  # its seconds too
