@@ -43,12 +43,18 @@ def every_position(positions: str, seed: int) -> Experiment:
     return Experiment("tiny_shakespeare", model, training, seed)
 
 
+def further(label: str, seed: int) -> Experiment:
+    """One of the paper's RoPE pair, for twice as many epochs; its first half is the paper's run."""
+    experiment = paper.run(label).experiment(seed)
+    return replace(experiment, training=replace(experiment.training, epochs=2 * experiment.training.epochs))
+
+
 def positions(seeds: int = SEEDS) -> list[Experiment]:
     """What the paper's RoPE pair does not ask."""
     return [
-        experiment
-        for seed in range(seeds)
-        for experiment in (*(every_position(kind, seed) for kind in POSITIONS), unplaced(seed))
+        *(every_position(kind, seed) for seed in range(seeds) for kind in POSITIONS),
+        *(unplaced(seed) for seed in range(seeds)),
+        *(further(label, seed) for seed in range(seeds) for label in ("Learned positions", "RoPE")),
     ]
 
 

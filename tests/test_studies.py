@@ -1,0 +1,39 @@
+"""The experiments beyond the paper's: that they are what they are said to be."""
+
+from dataclasses import replace
+
+import pytest
+
+from slmlib import paper, studies
+from slmlib.models import build
+
+
+@pytest.mark.parametrize("suite", studies.SUITES)
+def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
+    one, three = studies.SUITES[suite](1), studies.SUITES[suite](3)
+    assert len(set(three)) == len(three) == 3 * len(one)
+    assert {e.seed for e in three} == {0, 1, 2}
+    assert {replace(e, seed=0) for e in three} == set(one)
+    for experiment in one:
+        build(experiment.model, 65, seed=0)
+
+
+def test_depth_and_context_are_swept_at_equal_windows_from_the_papers_transformer():
+    experiments = studies.depth_context(1)
+    assert len({e.training for e in experiments}) == 1
+    assert {e.model.context for e in experiments if e.model.layers == 3} == {32, 64, 128, 256}
+    assert {e.model.layers for e in experiments if e.model.context == 128} == {1, 2, 3, 4, 6}
+    assert {replace(e.model, context=128, layers=3) for e in experiments} == {paper.run("Transformer").model}
+
+
+def test_what_changes_is_what_is_said_to():
+    pair = paper.run("RoPE").experiment(1)
+    assert replace(studies.unplaced(1), model=pair.model) == pair and studies.unplaced(1).model.positions == "none"
+    assert (
+        studies.every_position("rope", 1).model == pair.model
+        and studies.every_position("rope", 1).training.scored == "every"
+    )
+    longer = studies.further("RoPE", 1)
+    assert replace(longer, training=pair.training) == pair and longer.training == replace(pair.training, epochs=16)
+    capped = paper.run("Penn Treebank").experiment(2)
+    assert replace(studies.uncapped(2), train_tokens=80_000) == capped
