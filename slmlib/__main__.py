@@ -105,7 +105,7 @@ def status(
     store: StoreOption = RESULTS / "paper",
 ):
     """The paper's 20 runs: records found and missing, our mean and spread, the paper's figure."""
-    lines = paper.status(paper.records(Store(store)))
+    lines = paper.status(paper.records(Store(store), seeds=100))
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
         return

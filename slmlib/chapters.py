@@ -170,7 +170,7 @@ def records_table(labels: Iterable[str]) -> pd.DataFrame:
 def verdict(claim: str) -> str:
     """What the published records say of a claim of the paper, as Markdown: verdict, test, effects, intervals."""
     judged = next(j for j in paper.judge(records()) if j.claim.id == claim)
-    lines = [f"**{claim}, “{judged.claim.statement}”: {judged.verdict}.** Tested: {judged.claim.asks}", ""]
+    lines = [f"**{claim}, *{judged.claim.statement}*: {judged.verdict}.** Tested: {judged.claim.asks}", ""]
     for f in judged.findings:
         theirs = "" if f.contrast.paper is None else f"; the paper's single runs: {signed(f.contrast.paper)}"
         seeds = f"{f.n} seeds {'paired' if f.contrast.paired else 'a side'}"

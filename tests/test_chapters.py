@@ -248,7 +248,7 @@ def test_no_records_is_said_with_what_to_do(tmp_path, monkeypatch):
 def test_a_verdict_says_claim_test_and_effect():
     text = chapters.verdict("C4")
     judged = next(j for j in paper.judge(chapters.records()) if j.claim.id == "C4")
-    assert f"{judged.claim.statement}”: {judged.verdict}.**" in text and judged.claim.asks in text
+    assert f"{judged.claim.statement}*: {judged.verdict}.**" in text and judged.claim.asks in text
     assert all(f.contrast.says in text and paper.signed(f.effect) in text for f in judged.findings)
 
 
