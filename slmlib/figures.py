@@ -121,8 +121,8 @@ def loss_against(
             if len(seeds) > 1:
                 ax.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.6)
         half = [interval(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
-        ax.errorbar(list(points), [y.mean() for y in points.values()], half, color=colour, marker=marker,
-                    label=label, capsize=3 if any(half) else 0, elinewidth=1.4)  # fmt: skip
+        ax.errorbar(list(points), [y.mean() for y in points.values()], half if any(half) else None, color=colour,
+                    marker=marker, label=label, capsize=3, elinewidth=1.4)  # fmt: skip
     if reported:
         ax.plot(*zip(*sorted(reported.items()), strict=True), "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="paper")
     if log:
