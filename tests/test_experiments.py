@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from slmlib import experiments, training
 from slmlib.corpora import load_corpus
-from slmlib.experiments import Experiment, Record, Store, process_pool, run, run_all
+from slmlib.experiments import Experiment, Record, Remaining, Store, process_pool, run, run_all
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
 from slmlib.training import Diverged, TrainingConfig, epochs_done, evaluate, fit
 
@@ -690,3 +690,52 @@ def test_epochs_done_of_nothing_and_of_something_else(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match=r"other.*delete"):
         epochs_done(tmp_path / "other")
+
+
+# --- the estimate of what is left
+
+
+def took(experiment, seconds, flops=1e9, **machine):
+    here = {**experiments.machine(), **machine}
+    return replace(
+        made_up(experiment),
+        seconds={"training": seconds, "testing": 0.0},
+        flops={"paper": 0.0, "counted": flops},
+        machine=here,
+    )
+
+
+def test_without_a_record_of_this_machine_there_is_no_estimate(store):
+    wanted = [replace(LINEAR, seed=s) for s in range(3)]
+    assert str(Remaining(wanted, store)).startswith("time left: unknown")
+    store.put(took(replace(LINEAR, seed=9), 60.0, processor="another"))
+    assert Remaining(wanted, store).seconds() is None
+    assert Remaining([], store).seconds() == 0
+
+
+def test_the_estimate_goes_by_like_runs_and_else_by_flops(store, monkeypatch):
+    monkeypatch.setattr(experiments, "_training_flops", lambda e: 3e9)
+    store.put(took(replace(LINEAR, seed=7), 50.0))
+    store.put(took(replace(LINEAR, seed=8), 70.0))
+    like = [replace(LINEAR, seed=s) for s in range(4)]
+    assert Remaining(like, store).seconds() == pytest.approx(4 * 60, abs=0.5)
+    assert Remaining(like, store, workers=2).seconds() == pytest.approx(2 * 60, abs=0.5)
+    assert Remaining([MLP], store).seconds() == pytest.approx(3 * 60, abs=0.5)  # 3e9 FLOPs at 1e9 in 60 s
+    assert Remaining([MLP], store, workers=8).seconds() == pytest.approx(3 * 60, abs=0.5)  # one run, one worker
+    assert Remaining([replace(LINEAR, seed=7), *like], store).finished == {replace(LINEAR, seed=7)}
+
+
+def test_time_spent_on_runs_under_way_counts(store, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(experiments.time, "monotonic", lambda: now[0])
+    store.put(took(replace(LINEAR, seed=9), 3600.0))
+    remaining = Remaining([replace(LINEAR, seed=s) for s in range(4)], store, workers=2)
+    assert str(remaining) == "about 2 h 00 min left"
+    now[0] += 1800
+    assert str(remaining) == "about 1 h 30 min left"
+    now[0] += 1800
+    for s in (0, 1):
+        remaining.add(took(replace(LINEAR, seed=s), 3600.0))
+    assert str(remaining) == "about 1 h 00 min left" and len(remaining.finished) == 2
+    now[0] += 9000
+    assert remaining.seconds() == 0
