@@ -90,9 +90,8 @@ def test_workers_end_with_the_command(tmp_path):
         time.sleep(0.02)
     process.kill()
     process.wait()
-    for _ in range(100):
-        left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
-        if not left:
-            break
-        time.sleep(0.1)
-    assert left == []
+    until = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):  # nobody is left in its group
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
