@@ -140,7 +140,7 @@ def scoreboard(
 ):
     """The verdicts on the paper's claims as a Markdown table."""
     found = paper.records(Store(store))
-    table = paper.scoreboard(paper.judge(found))
+    table = paper.scoreboard(found)
     if not readme:
         print(table, end="")
         return

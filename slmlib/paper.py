@@ -386,14 +386,21 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
     return Finding(contrast, n, effect, float(low), float(high), d, float(result.pvalue))
 
 
-def scoreboard(judged: Sequence[Judgement]) -> str:
-    """The verdicts as a Markdown table, a row a claim: the claim, the verdict, our evidence, the paper's."""
+def scoreboard(found: Records) -> str:
+    """The verdicts as a Markdown table, a row a claim: the claim, the verdict, our evidence, the paper's.
+
+    Where records are still missing, a line below says how many there are of how many.
+    """
+    judged = judge(found)
     lines = ["| | the paper's claim | verdict | ours, nats | the paper's evidence |", "|---|---|---|---|---|"]
     for j in judged:
         ours = "; ".join(
             f"{f.contrast.says}: {signed(f.effect)} ({signed(f.low)} to {signed(f.high)})" for f in j.findings
         )
         lines.append(f"| {j.claim.id} | {j.claim.statement} | **{j.verdict}** | {ours} | {j.claim.evidence} |")
+    there, wanted = sum(map(len, found.values())), sum(r.seeds for r in RUNS)
+    if there < wanted:
+        lines += ["", f"*From {there} of {wanted} runs; the others are still to be made.*"]
     return "\n".join(lines) + "\n"
 
 

@@ -287,16 +287,20 @@ def test_run_asks_for_a_group_that_there_is():
 
 def test_the_scoreboard_has_a_row_a_claim():
     losses = {r.label: [2 + random.Random(f"{r.label}{s}").random() for s in range(3)] for r in paper.RUNS}
-    board = paper.scoreboard(paper.judge(invented(losses)))
+    board = paper.scoreboard(invented(losses))
     rows = list(csv.reader(io.StringIO(board), delimiter="|"))
-    assert [row[1].strip() for row in rows[2:]] == [f"C{i}" for i in range(1, 8)]
-    assert {len(row) for row in rows} == {7}
+    *table, blank, below = rows
+    assert [row[1].strip() for row in table[2:]] == [f"C{i}" for i in range(1, 8)]
+    assert {len(row) for row in table} == {7}
+    assert not blank and below == ["*From 60 of 96 runs; the others are still to be made.*"]
+    whole = invented({r.label: [2.0 + s / 9 for s in range(r.seeds)] for r in paper.RUNS})
+    assert "runs" not in paper.scoreboard(whole)
 
 
 def test_the_readme_shows_what_the_records_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
-    said = paper.scoreboard(paper.judge(paper.records(Store(RESULTS / "paper"))))
+    said = paper.scoreboard(paper.records(Store(RESULTS / "paper")))
     assert shown == said, "write it anew: python -m slmlib scoreboard --readme"
 
 
@@ -307,7 +311,7 @@ def test_scoreboard_writes_the_readme_and_nothing_else_in_it(tmp_path, monkeypat
     result = CliRunner().invoke(app, ["scoreboard", "--readme", "--store", str(RESULTS / "paper")])
     assert result.exit_code == 0, result.output
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{MARKS[0]}| ") and text.endswith(f"|\n{MARKS[1]}\nafter\n") and "stale" not in text
+    assert text.startswith(f"before\n{MARKS[0]}| ") and text.endswith(f"\n{MARKS[1]}\nafter\n") and "stale" not in text
     assert "<svg" in (tmp_path / "book" / "assets" / "agreement.svg").read_text(encoding="utf-8")
     (tmp_path / "README.md").write_text("no marks")
     assert CliRunner().invoke(app, ["scoreboard", "--readme"]).exit_code == 1
