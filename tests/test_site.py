@@ -22,6 +22,8 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 
+LEFT = "net::ERR_ABORTED"  # the page was left while a picture of it, its icon say, was on its way
+
 # For each page: wait until MathJax is done, then say what is there. Widths are read at 390 px, a phone's.
 FACTS = """async () => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
@@ -108,7 +110,7 @@ def page(browser):
     page.trouble = []
     page.route(re.compile("^(https?|wss?):"), lambda route: route.abort())
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.trouble.append(r.url))
-    page.on("requestfailed", lambda r: page.trouble.append(f"failed: {r.url}"))
+    page.on("requestfailed", lambda r: page.trouble.append(f"failed: {r.url}") if r.failure != LEFT else None)
     page.on("pageerror", lambda error: page.trouble.append(f"page error: {error}"))
     page.on("console", lambda m: page.trouble.append(f"console: {m.text}") if m.type == "error" else None)
     yield page
