@@ -153,9 +153,7 @@ def scoreboard(
     before, _, rest = text.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     figures.use_style()
-    figure = figures.differences(
-        {r.label: [record.test_nll - r.test_nll for record in found[r.label].values()] for r in paper.RUNS}
-    )
+    figure = figures.differences(paper.differences(found))
     figure.savefig("book/assets/agreement.svg", metadata={"Date": None})
     Path("README.md").write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{after}", encoding="utf-8")
 

@@ -153,12 +153,11 @@ def recorded(label: str) -> list[float]:
 
 def records_table(labels: Iterable[str]) -> pd.DataFrame:
     """One row a run of the paper: what its published records say at the paper's full budget, and what it reports."""
-    rows = {}
+    rows, labels = {}, set(labels)
     for line in paper.status(records()):
-        if line.label in (labels := list(labels)):
-            spread = "" if line.sd is None else f" ± {line.sd:.3f}"
+        if line.label in labels:
             rows[line.label] = {
-                "ours": "" if line.mean is None else f"{line.mean:.3f}{spread}",
+                "ours": plus_minus(recorded(line.label)) if line.seeds else "",
                 "seeds": f"{line.seeds}",
                 "whole split": "" if line.whole is None else f"{line.whole:.3f}",
                 "paper's figure": f"{line.paper:.3f}",

@@ -142,6 +142,11 @@ def records(store: Store, seeds: int | None = None) -> dict[str, dict[int, Recor
     return found
 
 
+def differences(found: Records) -> dict[str, list[float]]:
+    """Test NLL of each record minus the paper's figure, in nats, by label, in the paper's order."""
+    return {r.label: [record.test_nll - r.test_nll for record in found[r.label].values()] for r in RUNS}
+
+
 @dataclass(frozen=True)
 class Status:
     """How far one of the paper's runs has been rerun, and how its figure compares."""
