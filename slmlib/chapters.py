@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
@@ -11,13 +11,13 @@ from statistics import mean, stdev
 import pandas as pd
 import torch
 from IPython.display import HTML, Markdown, display
-from torch import nn
+from torch import Tensor, nn
 
-from . import figures, paper
+from . import figures, paper, studies
 from .corpora import Corpus, CorpusUnavailable, load_corpus
-from .experiments import RESULTS, Record, Store
+from .experiments import RESULTS, Experiment, Record, Store
 from .models import Config, build, generate, n_parameters
-from .ngrams import Additive
+from .ngrams import KneserNey
 from .paper import signed
 from .training import History, TrainingConfig, budget, evaluate, fit
 from .windows import random_stream
@@ -109,9 +109,9 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
     """One row a run: its test NLL in nats, the paper's figure, parameters, windows seen here and there.
 
     Beside the test windows that the paper uses stand about as many, spread over the whole test split. What is
-    the paper's is left out on a stand-in corpus.
+    the paper's is left out on a stand-in corpus. The last row is the counting yardstick, on the same tokens.
     """
-    rows = {}
+    rows, runs = {}, list(runs)
     for live in runs:
         reported, count = paper.run(live.label), n_parameters(live.model)
         ours, theirs = (f"{t.epochs * t.windows_per_epoch / 1000:g}k" for t in (live.training, reported.training))
@@ -127,6 +127,11 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
         if corpus.stands_in_for:
             del rows[live.label]["paper's figure"]
             rows[live.label]["windows seen"] = ours
+    training, (name, nll) = runs[-1].training, counted(corpus)
+    scored = nll[CONTEXT:][: training.eval_windows][:: training.eval_stride]
+    spread = nll[CONTEXT :: 11 * training.eval_stride]
+    rows[name] = dict.fromkeys(rows[live.label], "")
+    rows[name] |= {"this run": f"{scored.mean():.3f}", "whole split": f"{spread.mean():.3f}"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL")
 
 
@@ -146,24 +151,60 @@ def records() -> dict[str, dict[int, Record]]:
     return found
 
 
+def study(suite: str, experiment: Callable[[int], Experiment]) -> dict[int, Record]:
+    """The published records of one experiment of a study, by seed.
+
+    Args:
+        suite: a key of ``studies.SUITES``.
+        experiment: the experiment with a seed.
+    """
+    store = Store(RESULTS / suite)
+    by_seed = {s: store.get(experiment(s)) for s in range(studies.SEEDS)}
+    return {s: record for s, record in by_seed.items() if record is not None}
+
+
 def recorded(label: str) -> list[float]:
     """Test NLL of each published record of a run of the paper, on the paper's windows, in nats, by seed."""
     return [record.test_nll for _, record in sorted(records()[label].items())]
 
 
 def records_table(labels: Iterable[str]) -> pd.DataFrame:
-    """One row a run of the paper: what its published records say at the paper's full budget, and what it reports."""
-    rows, labels = {}, set(labels)
+    """One row a run of the paper: what its published records say at the paper's full budget, and what it reports.
+
+    The column "agrees" is ``paper.Status.agrees``. Below stands the counting yardstick, fitted on the same text and
+    scored on the same tokens, where the corpus can be had.
+    """
+    rows, labels, yardstick = {}, set(labels), {}
     for line in paper.status(records()):
-        if line.label in labels:
-            rows[line.label] = {
-                "ours": plus_minus(recorded(line.label)) if line.seeds else "",
-                "seeds": f"{line.seeds}",
-                "whole split": "" if line.whole is None else f"{line.whole:.3f}",
-                "paper's figure": f"{line.paper:.3f}",
-                "difference": "" if line.mean is None else f"{line.mean - line.paper:+.3f}",
+        if line.label not in labels:
+            continue
+        rows[line.label] = {
+            "ours": plus_minus(recorded(line.label)) if line.seeds else "",
+            "seeds": f"{line.seeds}",
+            "whole split": "" if line.whole is None else f"{line.whole:.3f}",
+            "paper's figure": f"{line.paper:.3f}",
+            "difference": "" if line.mean is None else f"{line.mean - line.paper:+.3f}",
+            "agrees": {None: "", True: "yes", False: "no"}[line.agrees],
+        }
+        run = paper.run(line.label)
+        tested = f"{run.training.eval_windows:,} windows" if run.group != "words" else run.label
+        if (nll := _counted_as(run.corpus, run.experiment(0).train_tokens)) is not None:
+            name, nll = nll[0], nll[1][run.model.context :]
+            yardstick[f"{name}, {tested}"] = {
+                "ours": f"{nll[: run.training.eval_windows].mean():.3f}",
+                "whole split": f"{nll.mean():.3f}",
             }
+    rows |= {name: dict.fromkeys(next(iter(rows.values())), "") | row for name, row in yardstick.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL ± s.d.")
+
+
+@cache
+def _counted_as(corpus: str, train_tokens: int | None) -> tuple[str, Tensor] | None:
+    """``counted`` on the text that a run of the paper reads; None where the corpus cannot be had."""
+    try:
+        return counted(load_corpus(corpus).head(train=train_tokens))
+    except CorpusUnavailable:
+        return None
 
 
 def verdict(claim: str) -> str:
@@ -180,6 +221,17 @@ def verdict(claim: str) -> str:
     return "\n".join(lines)
 
 
+def change(after: dict[int, Record], before: dict[int, Record]) -> list[float]:
+    """What ``after`` has more than ``before`` of test NLL, in nats, by the seeds that both have: paired by seed."""
+    return [after[s].test_nll - before[s].test_nll for s in sorted(set(after) & set(before))]
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Signed mean ± half its 95 % interval (Student's t), as text; the value alone where there is one."""
+    half = f" ± {figures.interval(values):.3f}" if len(values) > 1 else ""
+    return f"{signed(mean(values))}{half}"
+
+
 def plus_minus(values: Iterable[float], digits: int = 3) -> str:
     """Mean ± standard deviation, as text; the value alone where there is one."""
     values = list(values)
@@ -187,15 +239,31 @@ def plus_minus(values: Iterable[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def yardsticks(corpus: Corpus, training: TrainingConfig, orders: Iterable[int] = (1, 2)) -> dict[str, dict[str, float]]:
-    """NLL of n-gram models (additive, alpha = 0.1) on the very tokens that a run with ``training`` is scored on.
+ORDER = {"character": 7, "word": 5}  # of the counting model that stands for all of them: the best on validation
+
+
+def counted(corpus: Corpus) -> tuple[str, Tensor]:
+    """The yardstick that needs no training: modified Kneser-Ney of order 7 on characters, of 5 on words.
+
+    Returns:
+        Its name, and its NLL in nats of each token of the test split.
+    """
+    order = ORDER[corpus.vocabulary.unit]
+    model = KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
+    return f"Kneser-Ney {order}", model.nll(corpus.test)
+
+
+def yardsticks(
+    corpus: Corpus, training: TrainingConfig, orders: Iterable[int] = (1, 2, 7)
+) -> dict[str, dict[str, float]]:
+    """NLL of counting models (modified Kneser-Ney) on the very tokens that a run with ``training`` is scored on.
 
     Returns:
         ``{"valid": {"unigram": nll, "bigram": nll}, "test": …}``, in nats; higher orders are called "3-gram" and so on.
     """
     levels: dict[str, dict[str, float]] = {"valid": {}, "test": {}}
     for n in orders:
-        model = Additive(n, len(corpus.vocabulary), 0.1).fit(corpus.train)
+        model = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train)
         for split, by_name in levels.items():
             scored = model.nll(getattr(corpus, split))[CONTEXT:][: training.eval_windows][:: training.eval_stride]
             by_name[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = scored.mean().item()

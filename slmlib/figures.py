@@ -257,11 +257,11 @@ def stacked(rows: Mapping[str, Mapping[str, float]], xlabel: str, scale: float =
     """A bar a row, cut into its components: ``{row: {component: amount}}``, amounts divided by ``scale``."""
     fig, ax = plt.subplots(figsize=(5.8, 0.42 * len(rows) + 1.6))
     components = list(dict.fromkeys(c for parts in rows.values() for c in parts))
+    ends = np.zeros(len(rows))
     for component, (colour, _) in zip(components, _SPARE, strict=False):
-        left = [sum(list(parts.values())[: list(parts).index(component)]) if component in parts else 0
-                for parts in rows.values()]  # fmt: skip
-        ax.barh(range(len(rows)), [parts.get(component, 0) / scale for parts in rows.values()],
-                left=[x / scale for x in left], color=colour, label=component, height=0.7)  # fmt: skip
+        widths = np.array([parts.get(component, 0) / scale for parts in rows.values()])
+        ax.barh(range(len(rows)), widths, left=ends, color=colour, label=component, height=0.7)
+        ends += widths
     ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)

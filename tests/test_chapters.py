@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from test_paper import made_up
 
 from slmlib import LinearConfig, TrainingConfig, Windows, chapters, corpora, figures, paper
 from slmlib.corpora import CorpusDamaged, CorpusUnavailable
-from slmlib.ngrams import Additive
+from slmlib.experiments import Store
+from slmlib.ngrams import KneserNey
 from slmlib.training import History
 
 
@@ -104,6 +106,17 @@ def test_the_table_leaves_the_paper_out_on_a_stand_in(live):
     assert with_paper.loc["Linear", "windows seen"] == "0.3k of 150k"
     assert without.loc["Linear", "windows seen"] == "0.3k"
     assert 2 < float(without.loc["Linear", "whole split"]) < 6
+
+
+def test_the_tables_last_row_is_the_counting_model_on_the_same_tokens(live):
+    corpus = chapters.stand_in("tiny_shakespeare")
+    table = chapters.table([live], corpus)
+    nll = KneserNey(7, len(corpus.vocabulary)).fit(corpus.train).nll(corpus.test)
+    _, targets = Windows(corpus.test, 128)[torch.arange(0, 10_000, live.training.eval_stride)]
+    scored = slice(128, 10_128, live.training.eval_stride)
+    assert list(table.index) == ["Linear", "Kneser-Ney 7"] and torch.equal(corpus.test[scored], targets)
+    assert table.loc["Kneser-Ney 7", "this run"] == f"{nll[scored].mean():.3f}"
+    assert table.loc["Kneser-Ney 7", "parameters"] == ""
 
 
 def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
@@ -222,14 +235,25 @@ def test_yardsticks_score_the_tokens_that_a_run_is_scored_on():
     for split in ("valid", "test"):
         ids = getattr(corpus, split)
         _, targets = Windows(ids, 128)[torch.arange(0, 1_000, 8)]
-        nll = Additive(2, len(corpus.vocabulary), 0.1).fit(corpus.train).nll(ids)
+        nll = KneserNey(2, len(corpus.vocabulary)).fit(corpus.train).nll(ids)
         assert torch.equal(ids[128:1_128:8], targets)
         assert levels[split]["bigram"] == pytest.approx(nll[128:1_128:8].mean().item())
 
 
-def test_records_stand_beside_the_papers_figures():
+@pytest.mark.parametrize("corpus_there", [True, False])
+def test_records_stand_beside_the_papers_figures(corpus_there, monkeypatch):
+    corpus = corpora.load_corpus("python-docs")
+    load = (lambda name: corpus) if corpus_there else unavailable(CorpusUnavailable)
+    monkeypatch.setattr(chapters, "load_corpus", load)
+    chapters._counted_as.cache_clear()
     table = chapters.records_table(["Linear T=32", "Linear"])
-    assert list(table.index) == ["Linear", "Linear T=32"]  # the paper's order
+    chapters._counted_as.cache_clear()
+    counting = ["Kneser-Ney 7, 10,000 windows", "Kneser-Ney 7, 5,000 windows"]
+    assert list(table.index) == ["Linear", "Linear T=32"] + counting * corpus_there  # the paper's order
+    if corpus_there:
+        nll = chapters.counted(corpus)[1]
+        assert table.loc[counting[1], "ours"] == f"{nll[32:5_032].mean():.3f}"
+        assert table.loc[counting[1], "whole split"] == f"{nll[32:].mean():.3f}"
     values = chapters.recorded("Linear T=32")
     assert table.loc["Linear T=32", "seeds"] == f"{len(values)}"
     assert table.loc["Linear T=32", "paper's figure"] == "2.514"
@@ -252,6 +276,19 @@ def test_a_verdict_says_claim_test_and_effect():
     assert all(f.contrast.says in text and paper.signed(f.effect) in text for f in judged.findings)
 
 
+def test_a_study_finds_what_the_store_has_and_pairs_by_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "RESULTS", tmp_path)
+    a, b = paper.run("Linear").experiment, paper.run("MLP").experiment
+    for experiment, nll in ((a(0), 3.0), (a(2), 3.2), (b(2), 2.5), (b(1), 2.0), (b(9), 1.0)):
+        Store(tmp_path / "positions").put(made_up(experiment, nll))
+    ours, theirs = chapters.study("positions", a), chapters.study("positions", b)
+    assert {s: r.test_nll for s, r in ours.items()} == {0: 3.0, 2: 3.2} and set(theirs) == {1, 2}
+    assert chapters.change(ours, theirs) == pytest.approx([0.7])
+
+
 def test_numbers_as_text():
+    assert chapters.with_interval([0.5]) == "+0.500"
+    half = figures.interval([-0.1, -0.2, -0.15])
+    assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 ± {half:.3f}"
     assert paper.signed(-0.0123) == "−0.012" and paper.signed(2, 1) == "+2.0"
     assert chapters.plus_minus([2.0, 2.1]) == "2.050 ± 0.071" and chapters.plus_minus([2.0], 1) == "2.0"
