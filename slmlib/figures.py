@@ -109,7 +109,9 @@ def loss_against(
     reported: Mapping[float, float] | None = None,
     ylabel: str = "test NLL, nats a token",
 ) -> Figure:
-    """Loss against a hyper-parameter: one line a series, ``{label: {value: NLL}}``; each value gets its tick.
+    """Loss against a hyper-parameter or a cost: one line a series, ``{label: {value: NLL}}``.
+
+    Each value gets its tick, up to ten of them.
 
     Where there is a list of NLLs, one a seed, each seed is a small dot, and the line goes through the means, with
     95 % intervals (Student's t) from two seeds up. ``reported`` adds the paper's figures as hollow grey markers.
@@ -128,13 +130,19 @@ def loss_against(
     if log:
         ax.set_xscale("log", base=2)
     ticks = sorted({x for points in series.values() for x in points})
-    ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    if len(ticks) <= 10:
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    else:
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.minorticks_off()
     _yardsticks(ax, yardsticks)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1 or reported:
         ax.legend()
     return fig
+
+
+_FILLS = ("full", "none", "left")
 
 
 def loss_against_cost(
@@ -144,7 +152,8 @@ def loss_against_cost(
 ) -> Figure:
     """Loss against a cost on a log axis, parameters or FLOPs: ``{model: {source: (cost, NLL)}}``.
 
-    The first source is drawn filled, the second hollow (this run and the paper's figure, say).
+    The first source is drawn filled, the second hollow (this run and the paper's figure, say), a third half filled;
+    a thin line joins those of one model.
     """
     fig, ax = plt.subplots()
     sources: list[str] = []
@@ -152,8 +161,9 @@ def loss_against_cost(
         for source, (cost, nll) in points[label].items():
             if source not in sources:
                 sources.append(source)
-            face = colour if source == sources[0] else "none"
-            ax.plot(cost, nll, marker, ms=9, mec=colour, mfc=face, mew=1.6)
+            fill = _FILLS[sources.index(source)]
+            ax.plot(cost, nll, marker, ms=9, color=colour, fillstyle=fill, markerfacecoloralt="none", mew=1.6)
+        ax.plot(*zip(*points[label].values(), strict=True), color=colour, lw=0.8, alpha=0.6, zorder=1)
         cost, nll = next(iter(points[label].values()))
         ax.annotate(label, (cost, nll), (0, (8, -18)[i % 2]), textcoords="offset points", ha="center", color=colour)
     ax.set_xscale("log")
@@ -162,9 +172,8 @@ def loss_against_cost(
     ax.minorticks_off()
     ax.margins(x=0.15, y=0.15)
     _yardsticks(ax, yardsticks)
-    for source in sources:
-        face = GREY if source == sources[0] else "none"
-        ax.plot([], [], "o", ms=8, mec=GREY, mfc=face, mew=1.6, label=source)
+    for source, fill in zip(sources, _FILLS, strict=False):
+        ax.plot([], [], "o", ms=8, color=GREY, fillstyle=fill, markerfacecoloralt="none", mew=1.6, label=source)
     ax.set(xlabel=xlabel, ylabel="test NLL, nats a token")
     if len(sources) > 1:
         ax.legend()

@@ -17,14 +17,15 @@ DEPTHS = (1, 2, 3, 4, 6)
 FOLLOWED = TrainingConfig(epochs=8, windows_per_epoch=10_000, eval_stride=8)
 
 
+def followed(model: TransformerConfig, seed: int) -> Experiment:
+    """A model trained on 80,000 windows of Tiny Shakespeare, its validation loss taken after every 10,000."""
+    return Experiment("tiny_shakespeare", model, FOLLOWED, seed)
+
+
 def depth_context(seeds: int = SEEDS) -> list[Experiment]:
     """The paper's transformer over contexts and depths, with the validation loss followed over the steps."""
     models = [TransformerConfig(context=T) for T in CONTEXTS] + [TransformerConfig(layers=n) for n in DEPTHS]
-    return [
-        Experiment("tiny_shakespeare", model, FOLLOWED, seed)
-        for seed in range(seeds)
-        for model in dict.fromkeys(models)
-    ]
+    return [followed(model, seed) for seed in range(seeds) for model in dict.fromkeys(models)]
 
 
 POSITIONS = ("learned", "rope", "none")
