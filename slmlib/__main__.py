@@ -17,7 +17,7 @@ from rich.text import Text
 
 from . import paper, studies
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch
-from .experiments import RESULTS, Record, Remaining, Store, process_pool, run_all
+from .experiments import RESULTS, Experiment, Record, Remaining, Store, process_pool, run_all
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 out, err = Console(), Console(stderr=True)
@@ -55,12 +55,18 @@ def run(
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
     if suite != "paper" and group:
         raise typer.BadParameter(f"only the suite paper has groups, not {suite.value}", param_hint="--group")
-    whole = paper.experiments(seeds, group) if suite == "paper" else studies.SUITES[suite](seeds or studies.SEEDS)
     where = device.value if device != Device.auto else "cuda" if torch.cuda.is_available() else "cpu"
     records = Store(store or RESULTS / suite.value)
-    remaining = Remaining(whole, records, workers, where)
+    keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
+
+    def wanted() -> list[Experiment]:
+        if suite == "paper":
+            return paper.experiments(seeds, group)
+        return studies.SUITES[suite](seeds or studies.SEEDS, {r.experiment: r for r in records})
+
+    remaining = Remaining(wanted(), records, workers, where)
     with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
-        task = progress.add_task("", total=len(whole), completed=len(remaining.finished))
+        task = progress.add_task("", total=len(remaining.wanted), completed=len(remaining.finished))
 
         def show(record: Record):
             name, seconds = record.experiment.name, record.seconds["training"]
@@ -70,13 +76,15 @@ def run(
 
         try:
             with process_pool(workers) as executor:
-                left = [e for e in whole if e not in remaining.finished]
-                run_all(left, executor, records, where, keep_checkpoints, show)
+                while left := [e for e in remaining.wanted if e not in remaining.finished]:
+                    run_all(left, executor, records, where, keep_checkpoints, show)
+                    remaining.want(wanted())  # what the frontier asks next depends on what was found
+                    progress.update(task, total=len(remaining.wanted), completed=len(remaining.finished))
         except KeyboardInterrupt:
             progress.stop()
             err.print(
-                f"Stopped with {len(remaining.finished)} of {len(whole)} done. The same command goes on from "
-                "here; a run under way goes on from its last finished epoch."
+                f"Stopped with {len(remaining.finished)} of {len(remaining.wanted)} done. The same command goes on "
+                "from here; a run under way goes on from its last finished epoch."
             )
             raise typer.Exit(130) from None
         except ExceptionGroup as failed:

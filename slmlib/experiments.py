@@ -396,10 +396,15 @@ class Remaining:
     """
 
     def __init__(self, experiments: Iterable[Experiment], store: Store, workers: int = 1, device: str = "cpu"):
-        self.wanted, self.workers, self._machine = list(dict.fromkeys(experiments)), workers, machine(device)
-        self.finished = {e for e in self.wanted if e in store}
+        self.workers, self._machine, self._store = workers, machine(device), store
+        self.want(experiments)
         self._records = [record for record in store if self._is_here(record)]
         self._began, self._spent = time.monotonic(), 0.0
+
+    def want(self, experiments: Iterable[Experiment]) -> None:
+        """Replace the list."""
+        self.wanted = list(dict.fromkeys(experiments))
+        self.finished = {e for e in self.wanted if e in self._store}
 
     def _is_here(self, record: Record) -> bool:
         return all(record.machine[k] == self._machine[k] for k in ("processor", "device"))

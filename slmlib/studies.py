@@ -1,12 +1,16 @@
 """Experiments beyond the paper's, whose records chapters quote beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from . import paper
-from .experiments import Experiment
-from .models import TransformerConfig
+from .experiments import Experiment, Record
+from .flops import flops_per_window
+from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
+
+#: Records by experiment.
+Found = Mapping[Experiment, Record]
 
 SEEDS = 3
 
@@ -69,9 +73,92 @@ def words(seeds: int = SEEDS) -> list[Experiment]:
     return [uncapped(seed) for seed in range(seeds)]
 
 
-#: By name: the experiments, for a number of seeds. Their records lie in a folder of that name under ``results/``.
-SUITES: dict[str, Callable[[int], list[Experiment]]] = {
-    "depth-context": depth_context,
-    "positions": positions,
-    "words": words,
+#: The families that are held against each other at equal compute: the paper's four models, and with less context.
+FAMILIES: dict[str, Config] = {
+    **{f"Linear T={T}": LinearConfig(context=T) for T in (8, 32, 128)},
+    **{f"MLP T={T}": MLPConfig(context=T) for T in (4, 8, 16, 32, 128)},
+    **{f"Self-attention T={T}": replace(paper.run("Self-attention").model, context=T) for T in (32, 128)},
+    "Transformer T=128": paper.run("Transformer").model,
+}
+BUDGETS = (1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # needed FLOPs of training
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+
+def at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
+    """A family trained for so many needed FLOPs, to the nearest window an epoch, at a constant learning rate.
+
+    The budgets up to 1e12 differ in their number of epochs alone, and so do those above: a smaller one is the beginning
+    of a larger one.
+    """
+    epoch = 1e11 if budget <= 1e12 else 1e12
+    windows = round(epoch / flops_per_window(FAMILIES[family], _CHARACTERS))
+    training = TrainingConfig(
+        epochs=round(budget / epoch), windows_per_epoch=windows, eval_stride=8, learning_rate=rate
+    )
+    return Experiment("tiny_shakespeare", FAMILIES[family], training, seed)
+
+
+_CHARACTERS = 65  # Tiny Shakespeare's vocabulary
+
+
+def rates_tried(family: str, budget: float, found: Found) -> list[float]:
+    """The learning rates to try at a budget with seed 0: more of them, the more is found of what was asked before.
+
+    At the smallest budget all of ``RATES``. At the others the best of the budget below and its two neighbours, then one
+    more on a side for as long as the best is at that end. None before the budget below is settled.
+    """
+    i = BUDGETS.index(budget)
+    if i == 0:
+        return list(RATES)
+    if (below := best_rate(family, BUDGETS[i - 1], found)) is None:
+        return []
+    at, last = RATES.index(below), len(RATES) - 1
+    low, high = max(0, at - 1), min(last, at + 1)
+    while True:
+        tried = RATES[low : high + 1]
+        best = _best(family, budget, tried, found)
+        if best == tried[0] and low > 0:
+            low -= 1
+        elif best == tried[-1] and high < last:
+            high += 1
+        else:
+            return list(tried)
+
+
+def best_rate(family: str, budget: float, found: Found) -> float | None:
+    """The learning rate with the lowest validation loss at a budget, of those tried; None while some are to be run."""
+    tried = rates_tried(family, budget, found)
+    return _best(family, budget, tried, found) if tried else None
+
+
+def _best(family: str, budget: float, rates: Sequence[float], found: Found) -> float | None:
+    records = {rate: found.get(at_cost(family, budget, rate, 0)) for rate in rates}
+    if None in records.values():
+        return None
+    return min(records, key=lambda rate: min(records[rate].valid))
+
+
+def frontier(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
+    """Each family at each budget: learning rates tried with seed 0, then the other seeds at the best of them.
+
+    What is asked depends on what is found; when all that is asked is found, it is complete. The cheap ones come first.
+    """
+    found = found or {}
+    wanted = []
+    for budget in BUDGETS:
+        for family in FAMILIES:
+            wanted += [at_cost(family, budget, rate, 0) for rate in rates_tried(family, budget, found)]
+        for family in FAMILIES:
+            if (rate := best_rate(family, budget, found)) is not None:
+                wanted += [at_cost(family, budget, rate, seed) for seed in range(1, seeds)]
+    return wanted
+
+
+#: By name: the experiments for a number of seeds, given the records that there are. Their records lie in a folder of
+#: that name under ``results/``.
+SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
+    "depth-context": lambda seeds, found: depth_context(seeds),
+    "positions": lambda seeds, found: positions(seeds),
+    "words": lambda seeds, found: words(seeds),
+    "frontier": frontier,
 }

@@ -21,7 +21,7 @@ from slmlib.training import TrainingConfig
 config = MLPConfig(context=4, d_model=8, hidden=16)
 sizes = dict(epochs={epochs}, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
 training = TrainingConfig(**sizes, learning_rate={rate})
-studies.SUITES["words"] = lambda seeds: [Experiment("python-docs", config, training, s) for s in range(seeds)]
+studies.SUITES["words"] = lambda seeds, found: [Experiment("python-docs", config, training, s) for s in range(seeds)]
 from slmlib.__main__ import app
 app()
 """

@@ -1,16 +1,19 @@
 """The experiments beyond the paper's: that they are what they are said to be."""
 
 from dataclasses import replace
+from math import log10
 
 import pytest
+from test_paper import made_up
 
 from slmlib import paper, studies
+from slmlib.flops import flops_per_window
 from slmlib.models import build
 
 
-@pytest.mark.parametrize("suite", studies.SUITES)
+@pytest.mark.parametrize("suite", sorted(set(studies.SUITES) - {"frontier"}))
 def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
-    one, three = studies.SUITES[suite](1), studies.SUITES[suite](3)
+    one, three = studies.SUITES[suite](1, {}), studies.SUITES[suite](3, {})
     assert len(set(three)) == len(three) == 3 * len(one)
     assert {e.seed for e in three} == {0, 1, 2}
     assert {replace(e, seed=0) for e in three} == set(one)
@@ -37,3 +40,72 @@ def test_what_changes_is_what_is_said_to():
     assert replace(longer, training=pair.training) == pair and longer.training == replace(pair.training, epochs=16)
     capped = paper.run("Penn Treebank").experiment(2)
     assert replace(studies.uncapped(2), train_tokens=80_000) == capped
+
+
+# --- the frontier
+
+
+@pytest.mark.parametrize("family", studies.FAMILIES)
+def test_a_budget_is_met_and_is_the_beginning_of_the_next(family):
+    one_window = flops_per_window(studies.FAMILIES[family], 65)
+    for budgets in (studies.BUDGETS[:3], studies.BUDGETS[3:]):
+        runs = [studies.at_cost(family, budget, 1e-3, 1) for budget in budgets]
+        for run, budget in zip(runs, budgets, strict=True):
+            cost = run.training.epochs * run.training.windows_per_epoch * one_window
+            assert cost == pytest.approx(budget, rel=0.005)
+        assert len({replace(run, training=replace(run.training, epochs=1)) for run in runs}) == 1
+
+
+def answer(asked, loss):
+    """Records as if runs had been made whose validation loss is that function of family, budget, rate and seed."""
+    about = {
+        studies.at_cost(family, budget, rate, seed): (family, budget, rate, seed)
+        for family in studies.FAMILIES
+        for budget in studies.BUDGETS
+        for rate in studies.RATES
+        for seed in range(3)
+    }
+    return {e: made_up(e, 3.0, [loss(*about[e])] * e.training.epochs) for e in asked}
+
+
+def complete(loss, seeds=3):
+    found, rounds = {}, 0
+    while missing := set(studies.frontier(seeds, found)) - set(found):
+        found |= answer(missing, loss)
+        rounds += 1
+        assert rounds < 60
+    return found
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.2, 1.1, -1.1], ids=["still", "slow", "fast", "upwards"])
+def test_the_best_rate_is_found_wherever_it_wanders(speed):
+    def loss(family, budget, rate, seed):
+        best = -2.5 - speed * (log10(budget) - 11)  # a valley whose bottom moves with the budget
+        return abs(log10(rate) - max(-4.6, min(-2, best))) + 1 + seed  # other seeds must not matter to the choice
+
+    found, others = complete(loss), set()
+    for family in studies.FAMILIES:
+        for budget in studies.BUDGETS:
+            chosen = studies.best_rate(family, budget, found)
+            assert chosen == min(studies.RATES, key=lambda rate: loss(family, budget, rate, 0))
+            others |= {studies.at_cost(family, budget, chosen, seed) for seed in (1, 2)}
+    assert {e for e in found if e.seed} == others
+
+
+def at(family, budget, found):
+    """What was found of a family at a budget."""
+    some = studies.at_cost(family, budget, 1e-3, 0)
+    return {e for e in found if replace(e, seed=0, training=replace(e.training, learning_rate=1e-3)) == some}
+
+
+def test_fewer_rates_are_tried_than_there_are():
+    found = complete(lambda family, budget, rate, seed: abs(log10(rate) + 3))
+    tried = [e for e in at("MLP T=8", 3e13, found) if e.seed == 0]
+    assert sorted(e.training.learning_rate for e in tried) == [3e-4, 1e-3, 3e-3]
+    assert len(at("MLP T=8", 1e11, found)) == len(studies.RATES) + 2
+
+
+def test_nothing_is_asked_before_what_it_depends_on():
+    first = studies.frontier(3, {})
+    assert {e.seed for e in first} == {0} and len(first) == len(studies.FAMILIES) * len(studies.RATES)
+    assert {e.training.epochs for e in first} == {1}
