@@ -172,28 +172,27 @@ def records_table(labels: Iterable[str]) -> pd.DataFrame:
     """One row a run of the paper: what its published records say at the paper's full budget, and what it reports.
 
     The column "agrees" is ``paper.Status.agrees``. Below stands the counting yardstick, fitted on the same text and
-    scored on the same tokens, where the corpus can be had.
+    scored on the same tokens, where the corpus can be had; a row each where the runs are tested on different numbers of
+    windows or different corpora.
     """
     rows, labels, yardstick = {}, set(labels), {}
+    chosen = [r for r in paper.RUNS if r.label in labels]
     for line in paper.status(records()):
-        if line.label not in labels:
-            continue
-        rows[line.label] = {
-            "ours": plus_minus(recorded(line.label)) if line.seeds else "",
-            "seeds": f"{line.seeds}",
-            "whole split": "" if line.whole is None else f"{line.whole:.3f}",
-            "paper's figure": f"{line.paper:.3f}",
-            "difference": "" if line.mean is None else f"{line.mean - line.paper:+.3f}",
-            "agrees": {None: "", True: "yes", False: "no"}[line.agrees],
-        }
-        run = paper.run(line.label)
-        tested = f"{run.training.eval_windows:,} windows" if run.group != "words" else run.label
-        if (nll := _counted_as(run.corpus, run.experiment(0).train_tokens)) is not None:
-            name, nll = nll[0], nll[1][run.model.context :]
-            yardstick[f"{name}, {tested}"] = {
-                "ours": f"{nll[: run.training.eval_windows].mean():.3f}",
-                "whole split": f"{nll.mean():.3f}",
+        if line.label in labels:
+            rows[line.label] = {
+                "ours": plus_minus(recorded(line.label)) if line.seeds else "",
+                "seeds": f"{line.seeds}",
+                "whole split": "" if line.whole is None else f"{line.whole:.3f}",
+                "paper's figure": f"{line.paper:.3f}",
+                "difference": "" if line.mean is None else f"{line.mean - line.paper:+.3f}",
+                "agrees": {None: "", True: "yes", False: "no"}[line.agrees],
             }
+    tests = {(r.corpus, r.training.eval_windows): r for r in chosen}  # what is scored, but for the first characters
+    for (corpus, windows), run in tests.items():
+        if (model := _counted_as(corpus, run.experiment(0).train_tokens)) is not None:
+            name, nll = model[0], model[1][run.model.context :]
+            what = "" if len(tests) == 1 else f", {run.label if run.group == 'words' else f'{windows // 1000}k'}"
+            yardstick[f"{name}{what}"] = {"ours": f"{nll[:windows].mean():.3f}", "whole split": f"{nll.mean():.3f}"}
     rows |= {name: dict.fromkeys(next(iter(rows.values())), "") | row for name, row in yardstick.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL ± s.d.")
 
