@@ -180,6 +180,43 @@ def loss_against_cost(
     return fig
 
 
+def frontier(
+    series: Mapping[str, Mapping[float, Sequence[float]]],
+    xlabel: str,
+    yardsticks: Mapping[str, float] | None = None,
+    ylabel: str = "test NLL, nats a token",
+) -> Figure:
+    """Loss against compute on a log axis, a line a family: means over seeds with 95 % intervals from two seeds up.
+
+    Args:
+        series: ``{"MLP T=8": {FLOPs: NLL of each seed}}``; families of one model share its colour, and each is labelled
+            with its context where it ends.
+        xlabel: which FLOPs.
+        yardsticks: name -> NLL, drawn as dotted lines.
+        ylabel: which loss.
+    """
+    fig, ax = plt.subplots(figsize=(5.8, 4.6))
+    drawn: dict[str, int] = {}
+    for family, points in series.items():
+        model, _, context = family.rpartition(" ")
+        colour, marker = MODELS[model]
+        nth = drawn[model] = drawn.get(model, -1) + 1
+        half = [interval(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
+        means = [float(np.mean(seeds)) for seeds in points.values()]
+        ax.errorbar(list(points), means, half, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, elinewidth=1.2,
+                    ls=("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))[nth])  # fmt: skip
+        ax.annotate(context, (max(points), means[-1]), (6, 0), textcoords="offset points", va="center", fontsize=9,
+                    color=colour)  # fmt: skip
+    ax.set_xscale("log")
+    ax.margins(x=0.12)
+    _yardsticks(ax, yardsticks)
+    for model in drawn:
+        ax.plot([], [], color=MODELS[model][0], marker=MODELS[model][1], ms=5, label=model)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    return fig
+
+
 def dots(
     values: Mapping[str, Sequence[float]],
     xlabel: str,

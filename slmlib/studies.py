@@ -1,11 +1,14 @@
 """Experiments beyond the paper's, whose records chapters quote beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import mean
+
+import numpy as np
 
 from . import paper
 from .experiments import Experiment, Record
-from .flops import flops_per_window
+from .flops import Ledger, flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
 
@@ -152,6 +155,64 @@ def frontier(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]
             if (rate := best_rate(family, budget, found)) is not None:
                 wanted += [at_cost(family, budget, rate, seed) for seed in range(1, seeds)]
     return wanted
+
+
+#: For each family a loss of each seed in nats, by the FLOPs that it was trained for.
+Points = dict[str, dict[float, list[float]]]
+
+
+def frontier_points(
+    found: Found, ledger: Ledger = "needed", loss: Callable[[Record], float] = lambda record: record.test_nll_whole
+) -> Points:
+    """What is found of each family, at each budget with the best of its learning rates.
+
+    Args:
+        found: records of ``frontier``.
+        ledger: in which the cost is counted. (The budgets are equal in ``needed``.)
+        loss: what is read off a record; the test NLL on the whole test split, where contexts score the same text.
+    """
+    points: Points = {}
+    for family, config in FAMILIES.items():
+        one_window = flops_per_window(config, _CHARACTERS, ledger)
+        for budget in BUDGETS:
+            if (rate := best_rate(family, budget, found)) is None:
+                break
+            runs = [run for seed in range(SEEDS) if (run := at_cost(family, budget, rate, seed)) in found]
+            cost = runs[0].training.epochs * runs[0].training.windows_per_epoch * one_window
+            points.setdefault(family, {})[float(cost)] = [loss(found[run]) for run in runs]
+    return points
+
+
+def envelope(families: Iterable[Mapping[float, float]], costs: np.ndarray) -> np.ndarray:
+    """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN below the cheapest run.
+
+    Between its runs a family's loss is interpolated linearly in the logarithm of the cost. Beyond its last run, and
+    where more training made it worse, its best so far stands.
+
+    Args:
+        families: ``{cost: loss}`` each.
+        costs: positive, in FLOPs.
+    """
+    curves = []
+    for family in families:
+        paid = sorted(family)
+        best = np.minimum.accumulate([family[cost] for cost in paid])
+        curves.append(np.interp(np.log(costs), np.log(paid), best, left=np.nan))
+    return np.fmin.reduce(curves)
+
+
+def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[float, float]]:
+    """Means over seeds as other seeds might have given them: a parametric bootstrap.
+
+    Each mean is drawn from a normal distribution around the one found, with the standard deviation between seeds,
+    pooled over all points (few seeds tell it badly one by one), over the square root of their number.
+    """
+    groups = [seeds for by_cost in points.values() for seeds in by_cost.values()]
+    spread = sum(np.var(seeds) * len(seeds) for seeds in groups) / max(1, sum(len(seeds) - 1 for seeds in groups))
+    return {
+        family: {cost: generator.normal(mean(seeds), (spread / len(seeds)) ** 0.5) for cost, seeds in by_cost.items()}
+        for family, by_cost in points.items()
+    }
 
 
 #: By name: the experiments for a number of seeds, given the records that there are. Their records lie in a folder of

@@ -159,6 +159,9 @@ def drawings():
     yield figures.dots({"H=1": [2.0]}, "NLL", reported={"H=1": 2.1})
     yield figures.differences({"Linear": [0.01, -0.02], "MLP": []})
     yield figures.effects({"C3": (0.02, -0.01, 0.05, 0.03, False), "C1": (0.7, 0.6, 0.8, None, True)})
+    yield figures.frontier(
+        {"MLP T=8": {1e11: [2.0, 2.1], 1e12: [1.9]}, "MLP T=16": {1e11: [2.2]}}, "FLOPs", {"7-gram": 1.7}
+    )
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
 

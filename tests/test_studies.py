@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import log10
 
+import numpy as np
 import pytest
 from test_paper import made_up
 
@@ -109,3 +110,39 @@ def test_nothing_is_asked_before_what_it_depends_on():
     first = studies.frontier(3, {})
     assert {e.seed for e in first} == {0} and len(first) == len(studies.FAMILIES) * len(studies.RATES)
     assert {e.training.epochs for e in first} == {1}
+
+
+def test_points_are_of_the_best_rate_over_seeds_at_the_ledgers_cost():
+    def loss(family, budget, rate, seed):
+        return abs(log10(rate) + 3) + 1 + seed / 10
+
+    found = complete(loss)
+    last = studies.at_cost("MLP T=8", 3e13, 1e-3, 2)
+    del found[last]
+    for ledger in ("needed", "written", "paper"):
+        points = studies.frontier_points(found, ledger, lambda record: min(record.valid))
+        assert list(points) == list(studies.FAMILIES)
+        costs, seeds = zip(*points["MLP T=8"].items(), strict=True)
+        window = flops_per_window(studies.FAMILIES["MLP T=8"], 65, ledger)
+        assert costs[-1] == last.training.epochs * last.training.windows_per_epoch * window
+        assert seeds[0] == [1.0, 1.1, 1.2] and seeds[-1] == [1.0, 1.1]
+    assert studies.frontier_points({}) == {}
+    some = {e: r for e, r in found.items() if e in studies.frontier(3, {})}  # the first budget's rates
+    assert list(studies.frontier_points(some)["Linear T=8"]) == [pytest.approx(1e11, rel=0.01)]
+
+
+def test_the_envelope_is_the_best_that_a_cost_buys():
+    cheap, dear = {1.0: 3.0, 100.0: 2.0, 1e4: 2.5}, {10.0: 4.0, 1000.0: 1.0}
+    got = studies.envelope([cheap, dear], np.array([0.5, 1.0, 10.0, 100.0, 1000.0, 1e6]))
+    np.testing.assert_allclose(got, [np.nan, 3.0, 2.5, 2.0, 1.0, 1.0])
+    np.testing.assert_allclose(studies.envelope([cheap], np.array([1e4, 1e5])), [2.0, 2.0])  # worse is not taken
+
+
+def test_redrawn_means_scatter_as_the_means_of_seeds_do():
+    points = {"a": {1.0: [2.0, 2.2, 2.4]}, "b": {1.0: [1.0, 1.1, 1.2], 2.0: [5.0]}}
+    draws = [studies.redraw(points, generator) for generator in [np.random.default_rng(0)] for _ in range(4000)]
+    pooled = (0.2**2 * 2 + 0.1**2 * 2) / 4
+    for family, cost, centre, n in (("a", 1.0, 2.2, 3), ("b", 1.0, 1.1, 3), ("b", 2.0, 5.0, 1)):
+        values = [draw[family][cost] for draw in draws]
+        assert np.mean(values) == pytest.approx(centre, abs=0.01)
+        assert np.std(values) == pytest.approx((pooled / n) ** 0.5, rel=0.05)
