@@ -217,6 +217,34 @@ def frontier(
     return fig
 
 
+def envelopes(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]],
+    xlabel: str,
+    yardsticks: Mapping[str, float] | None = None,
+    ylabel: str = "NLL, nats a token",
+) -> Figure:
+    """Loss against compute as lines with a shaded band, in panels one below the other that share their axes.
+
+    Args:
+        panels: ``{panel: {model: (FLOPs, loss, low, high)}}``, arrays (n,) each; NaN where there is nothing.
+        xlabel: of all panels.
+        yardsticks: name -> NLL, drawn as dotted lines in each.
+        ylabel: which loss.
+    """
+    fig, axes = plt.subplots(len(panels), 1, figsize=(5.8, 2.3 * len(panels) + 0.8), sharex=True, sharey=True,
+                             squeeze=False)  # fmt: skip
+    for ax, (panel, lines) in zip(axes[:, 0], panels.items(), strict=True):
+        for model, (cost, loss, low, high) in lines.items():
+            ax.plot(cost, loss, color=MODELS[model][0], label=model)
+            ax.fill_between(cost, low, high, color=MODELS[model][0], alpha=0.25, lw=0)
+        ax.set_title(panel, fontsize=10, color=GREY, loc="left")
+        ax.set(xscale="log", ylabel=ylabel)
+        _yardsticks(ax, yardsticks)
+    axes[-1, 0].set(xlabel=xlabel)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    return fig
+
+
 def dots(
     values: Mapping[str, Sequence[float]],
     xlabel: str,
