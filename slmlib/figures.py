@@ -19,8 +19,9 @@ MODELS = {
     "MLP": ("#0079BD", "s"),
     "Self-attention": ("#009E73", "^"),
     "Transformer": ("#CC79A7", "D"),
+    "Every position": ("#9467D9", "v"),
 }
-_SPARE = [("#9467D9", "o"), ("#B58500", "s"), ("#5F8F00", "v"), *MODELS.values()]
+_SPARE = [("#9467D9", "o"), ("#B58500", "s"), ("#5F8F00", "v"), *list(MODELS.values())[:4]]
 
 STYLE = {
     "figure.figsize": (5.8, 3.7),
@@ -213,7 +214,7 @@ def frontier(
     for model in drawn:
         ax.plot([], [], color=MODELS[model][0], marker=MODELS[model][1], ms=5, label=model)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return fig
 
 
@@ -241,7 +242,7 @@ def envelopes(
         ax.set(xscale="log", ylabel=ylabel)
         _yardsticks(ax, yardsticks)
     axes[-1, 0].set(xlabel=xlabel)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return fig
 
 

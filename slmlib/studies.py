@@ -1,14 +1,15 @@
 """Experiments beyond the paper's, whose records chapters quote beside it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 
 from . import paper
 from .experiments import Experiment, Record
-from .flops import Ledger, flops_per_window
+from .flops import Ledger, Scored, flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
 
@@ -76,12 +77,26 @@ def words(seeds: int = SEEDS) -> list[Experiment]:
     return [uncapped(seed) for seed in range(seeds)]
 
 
-#: The families that are held against each other at equal compute: the paper's four models, and with less context.
-FAMILIES: dict[str, Config] = {
-    **{f"Linear T={T}": LinearConfig(context=T) for T in (8, 32, 128)},
-    **{f"MLP T={T}": MLPConfig(context=T) for T in (4, 8, 16, 32, 128)},
-    **{f"Self-attention T={T}": replace(paper.run("Self-attention").model, context=T) for T in (32, 128)},
-    "Transformer T=128": paper.run("Transformer").model,
+class Family(NamedTuple):
+    """A model of Tiny Shakespeare that the frontier trains at many budgets."""
+
+    model: Config
+    scored: Scored = "last"  # which positions of a training window the loss is taken at
+
+    def flops(self, ledger: Ledger = "needed") -> int:
+        """Of one training window."""
+        return flops_per_window(self.model, _CHARACTERS, ledger, scored=self.scored)
+
+
+_CHARACTERS = 65  # Tiny Shakespeare's vocabulary
+
+#: The paper's four models and the same with less context; and its rotary transformer, trained on every position.
+FAMILIES: dict[str, Family] = {
+    **{f"Linear T={T}": Family(LinearConfig(context=T)) for T in (8, 32, 128)},
+    **{f"MLP T={T}": Family(MLPConfig(context=T)) for T in (4, 8, 16, 32, 128)},
+    **{f"Self-attention T={T}": Family(replace(paper.run("Self-attention").model, context=T)) for T in (32, 128)},
+    "Transformer T=128": Family(paper.run("Transformer").model),
+    **{f"Every position T={T}": Family(replace(paper.run("RoPE").model, context=T), "every") for T in (32, 128)},
 }
 BUDGETS = (1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # needed FLOPs of training
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -94,14 +109,14 @@ def at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
     of a larger one.
     """
     epoch = 1e11 if budget <= 1e12 else 1e12
-    windows = round(epoch / flops_per_window(FAMILIES[family], _CHARACTERS))
     training = TrainingConfig(
-        epochs=round(budget / epoch), windows_per_epoch=windows, eval_stride=8, learning_rate=rate
+        epochs=round(budget / epoch),
+        windows_per_epoch=round(epoch / FAMILIES[family].flops()),
+        eval_stride=8,
+        learning_rate=rate,
+        scored=FAMILIES[family].scored,
     )
-    return Experiment("tiny_shakespeare", FAMILIES[family], training, seed)
-
-
-_CHARACTERS = 65  # Tiny Shakespeare's vocabulary
+    return Experiment("tiny_shakespeare", FAMILIES[family].model, training, seed)
 
 
 def rates_tried(family: str, budget: float, found: Found) -> list[float]:
@@ -172,22 +187,23 @@ def frontier_points(
         loss: what is read off a record; the test NLL on the whole test split, where contexts score the same text.
     """
     points: Points = {}
-    for family, config in FAMILIES.items():
-        one_window = flops_per_window(config, _CHARACTERS, ledger)
+    for family in FAMILIES:
         for budget in BUDGETS:
             if (rate := best_rate(family, budget, found)) is None:
                 break
             runs = [run for seed in range(SEEDS) if (run := at_cost(family, budget, rate, seed)) in found]
-            cost = runs[0].training.epochs * runs[0].training.windows_per_epoch * one_window
-            points.setdefault(family, {})[float(cost)] = [loss(found[run]) for run in runs]
+            windows = runs[0].training.epochs * runs[0].training.windows_per_epoch
+            points.setdefault(family, {})[float(windows * FAMILIES[family].flops(ledger))] = [
+                loss(found[run]) for run in runs
+            ]
     return points
 
 
-def envelope(families: Iterable[Mapping[float, float]], costs: np.ndarray) -> np.ndarray:
-    """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN below the cheapest run.
+def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray) -> np.ndarray:
+    """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN where none was run.
 
     Between its runs a family's loss is interpolated linearly in the logarithm of the cost. Beyond its last run, and
-    where more training made it worse, its best so far stands.
+    where more training made it worse, its best so far stands, up to the dearest run of any.
 
     Args:
         families: ``{cost: loss}`` each.
@@ -198,7 +214,8 @@ def envelope(families: Iterable[Mapping[float, float]], costs: np.ndarray) -> np
         paid = sorted(family)
         best = np.minimum.accumulate([family[cost] for cost in paid])
         curves.append(np.interp(np.log(costs), np.log(paid), best, left=np.nan))
-    return np.fmin.reduce(curves)
+    dearest = max(cost for family in families for cost in family)
+    return np.where(costs <= dearest, np.fmin.reduce(curves), np.nan)
 
 
 def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[float, float]]:

@@ -9,7 +9,7 @@ from test_paper import made_up
 
 from slmlib import paper, studies
 from slmlib.flops import flops_per_window
-from slmlib.models import build
+from slmlib.models import MLPConfig, build
 
 
 @pytest.mark.parametrize("suite", sorted(set(studies.SUITES) - {"frontier"}))
@@ -48,7 +48,7 @@ def test_what_changes_is_what_is_said_to():
 
 @pytest.mark.parametrize("family", studies.FAMILIES)
 def test_a_budget_is_met_and_is_the_beginning_of_the_next(family):
-    one_window = flops_per_window(studies.FAMILIES[family], 65)
+    one_window = studies.FAMILIES[family].flops()
     for budgets in (studies.BUDGETS[:3], studies.BUDGETS[3:]):
         runs = [studies.at_cost(family, budget, 1e-3, 1) for budget in budgets]
         for run, budget in zip(runs, budgets, strict=True):
@@ -123,7 +123,7 @@ def test_points_are_of_the_best_rate_over_seeds_at_the_ledgers_cost():
         points = studies.frontier_points(found, ledger, lambda record: min(record.valid))
         assert list(points) == list(studies.FAMILIES)
         costs, seeds = zip(*points["MLP T=8"].items(), strict=True)
-        window = flops_per_window(studies.FAMILIES["MLP T=8"], 65, ledger)
+        window = flops_per_window(MLPConfig(context=8), 65, ledger)
         assert costs[-1] == last.training.epochs * last.training.windows_per_epoch * window
         assert seeds[0] == [1.0, 1.1, 1.2] and seeds[-1] == [1.0, 1.1]
     assert studies.frontier_points({}) == {}
@@ -133,9 +133,9 @@ def test_points_are_of_the_best_rate_over_seeds_at_the_ledgers_cost():
 
 def test_the_envelope_is_the_best_that_a_cost_buys():
     cheap, dear = {1.0: 3.0, 100.0: 2.0, 1e4: 2.5}, {10.0: 4.0, 1000.0: 1.0}
-    got = studies.envelope([cheap, dear], np.array([0.5, 1.0, 10.0, 100.0, 1000.0, 1e6]))
-    np.testing.assert_allclose(got, [np.nan, 3.0, 2.5, 2.0, 1.0, 1.0])
-    np.testing.assert_allclose(studies.envelope([cheap], np.array([1e4, 1e5])), [2.0, 2.0])  # worse is not taken
+    got = studies.envelope([cheap, dear], np.array([0.5, 1.0, 10.0, 100.0, 1000.0, 1e4, 1e6]))
+    np.testing.assert_allclose(got, [np.nan, 3.0, 2.5, 2.0, 1.0, 1.0, np.nan])
+    np.testing.assert_allclose(studies.envelope([cheap], np.array([1e4, 1e5])), [2.0, np.nan])  # worse is not taken
 
 
 def test_redrawn_means_scatter_as_the_means_of_seeds_do():
