@@ -21,14 +21,17 @@ from slmlib.training import TrainingConfig
 config = MLPConfig(context=4, d_model=8, hidden=16)
 sizes = dict(epochs={epochs}, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
 training = TrainingConfig(**sizes, learning_rate={rate})
-studies.SUITES["words"] = lambda seeds, found: [Experiment("python-docs", config, training, s) for s in range(seeds)]
+most = lambda seeds, found: {most}
+studies.SUITES["words"] = lambda seeds, found: [
+    Experiment("python-docs", config, training, s) for s in range(most(seeds, found))
+]
 from slmlib.__main__ import app
 app()
 """
 
 
-def start(store, *arguments, epochs=6, rate=3e-4):
-    script = SCRIPT.format(epochs=epochs, rate=rate)
+def start(store, *arguments, epochs=6, rate=3e-4, most="seeds"):
+    script = SCRIPT.format(epochs=epochs, rate=rate, most=most)
     command = [sys.executable, "-c", script, "run", "words", "--store", str(store), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
@@ -73,6 +76,13 @@ def test_failing_runs_are_named(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err
     assert err.count("in experiment python-docs-mlp-T4-s") == 2 and "lower the learning rate" in err
+
+
+def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path):
+    process = start(tmp_path, "--seeds", "3", epochs=1, most="min(seeds, len(found) + 1)")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("test NLL") == 3 and all(experiment(seed, epochs=1) in Store(tmp_path) for seed in range(3))
 
 
 def test_groups_are_the_papers(tmp_path):
