@@ -94,8 +94,8 @@ def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, 
     """
     model = build(config, len(corpus.vocabulary), seed=seed)
     history = fit(model, corpus, training, seed=seed)
-    test = corpus.test[max(0, CONTEXT - config.context) :]
-    test_nll = evaluate(model, test, training.eval_windows, training.eval_stride)
+    first = max(CONTEXT, config.context)
+    test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
     return LiveRun(label, model, training, history, test_nll)
 
 

@@ -121,7 +121,7 @@ class Record:
     valid: list[float]  # after each epoch, on the windows that training.eval_windows names
     best_epoch: int  # from 1; the test is of its weights
     test_nll: float  # on the first training.eval_windows windows of the test split
-    test_nll_whole: float  # on the whole test split, every training.eval_stride-th window of it
+    test_nll_whole: float  # on the whole test split, every training.eval_stride-th window of it, at least every 8th
     parameters: int
     parameters_without_embeddings: int
     flops: dict[str, float]  # of training: "paper", 2 · parameters · T · windows; "counted", by PyTorch's counter
@@ -250,8 +250,9 @@ def run(
             checkpoint = store.running(experiment, f"{training.epochs}.safetensors")
         history = fit(model, corpus, training, experiment.seed, progress, checkpoint)
         began = time.perf_counter()
-        test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride)
-        whole = evaluate(model, corpus.test, stride=training.eval_stride)
+        first = training.eval_from
+        test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
+        whole = evaluate(model, corpus.test, stride=min(8, training.eval_stride), first=first)
         count, windows = n_parameters(model), training.epochs * training.windows_per_epoch
         record = Record(
             experiment=experiment,

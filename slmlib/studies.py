@@ -112,7 +112,9 @@ def at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
     training = TrainingConfig(
         epochs=round(budget / epoch),
         windows_per_epoch=round(epoch / FAMILIES[family].flops()),
-        eval_stride=8,
+        eval_windows=None,  # neighbouring windows are alike, and one scene need not want the rate that another does
+        eval_stride=64,
+        eval_from=128,
         learning_rate=rate,
         scored=FAMILIES[family].scored,
     )

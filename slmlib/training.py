@@ -62,11 +62,12 @@ class TrainingConfig:
     batch: int = 64
     learning_rate: float = 3e-4
     scored: Literal["last", "every"] = "last"  # which positions of a training window the loss is taken at
+    eval_from: int | None = None  # the first token scored, the same for all contexts; None: the first there is
 
     def __post_init__(self):
-        for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch"):
-            value = getattr(self, name)
-            if not (type(value) is int and value >= 1) and not (name == "eval_windows" and value is None):
+        for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch", "eval_from"):
+            value, may_be_none = getattr(self, name), name in ("eval_windows", "eval_from")
+            if not ((type(value) is int and value >= 1) or (may_be_none and value is None)):
                 raise ValueError(f"TrainingConfig.{name} must be an integer of at least 1, got {value!r}")
         if self.scored not in ("last", "every"):
             raise ValueError(f"TrainingConfig.scored must be 'last' or 'every', got {self.scored!r}")
@@ -143,13 +144,14 @@ def fit(
             stopped. The caller deletes it.
 
     Raises:
-        ValueError: if a split is too short for the context or for ``training.eval_windows``, if every position is
-            to be scored of a model that scores the last alone, or if ``checkpoint`` is of another run or none.
+        ValueError: if a split is too short for the context or for ``training.eval_windows``, if ``training.eval_from``
+            lies within the context, if every position is to be scored of a model that scores the last alone, or if
+            ``checkpoint`` is of another run or none.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
     device = next(model.parameters()).device
     windows = Windows(corpus.train.to(device), model.config.context)
-    there = len(Windows(corpus.valid, model.config.context))
+    there = len(_evaluated(corpus.valid, model.config.context, training.eval_from))
     if training.scored == "every" and not isinstance(model, Transformer):
         raise ValueError(
             f"TrainingConfig.scored is 'every', which a {type(model).__name__} cannot be: it scores the last"
@@ -158,6 +160,10 @@ def fit(
         raise ValueError(
             f"TrainingConfig.eval_windows is {training.eval_windows}, but the validation split holds {there} windows"
         )
+
+    def validate() -> float:
+        return evaluate(model, corpus.valid, training.eval_windows, training.eval_stride, first=training.eval_from)
+
     draws = random_stream(seed, "windows")
     optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
     history, best, began = History(), {}, time.perf_counter()
@@ -196,7 +202,7 @@ def fit(
             history.step_losses += torch.stack(losses).tolist()
             sizes = torch.tensor([len(c) for c in starts.split(training.batch)], device=device)
             history.train.append((torch.stack(losses) * sizes).sum().item() / len(starts))
-            history.valid.append(evaluate(model, corpus.valid, training.eval_windows, training.eval_stride))
+            history.valid.append(validate())
             if not math.isfinite(history.valid[-1]):  # the epoch's last update has shown in no training loss yet
                 raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate, "validation loss")
             bar.set_postfix(valid=f"{history.valid[-1]:.3f}")
@@ -340,18 +346,35 @@ def _check(losses: list[Tensor], done: int, training: TrainingConfig):
         raise Diverged(done + first + 1, values[first].item(), training.learning_rate)
 
 
+def _evaluated(ids: Tensor, context: int, first: int | None) -> Windows:
+    """The windows of an evaluation: from the one that predicts token number ``first`` on."""
+    if first is not None and first < context:
+        raise ValueError(f"the first token scored is {first}, but a context of {context} tokens comes before it")
+    return Windows(ids[(first or context) - context :], context)
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, ids: Tensor, n_windows: int | None = None, stride: int = 1, batch: int = 64) -> float:
+def evaluate(
+    model: nn.Module,
+    ids: Tensor,
+    n_windows: int | None = None,
+    stride: int = 1,
+    batch: int = 64,
+    first: int | None = None,
+) -> float:
     """Mean NLL in nats a token over the first ``n_windows`` windows of ``ids``, all of them if None.
 
-    With a ``stride`` only every ``stride``-th of these is scored: the same text, at less cost.
+    With a ``stride`` only every ``stride``-th of these is scored: the same text, at less cost. The first token
+    that is scored is number ``first``, so that models of different contexts can score the same ones; the first that a
+    window can predict if None.
     Runs in evaluation mode, where the model's parameters are, and leaves the model in the mode it was in.
 
     Raises:
-        ValueError: if ``ids`` holds fewer windows than asked for, or ``stride`` is below 1.
+        ValueError: if ``ids`` holds fewer windows than asked for, ``stride`` is below 1, or ``first`` within the
+            context.
     """
     device = next(model.parameters()).device
-    windows = Windows(ids.to(device), model.config.context)
+    windows = _evaluated(ids.to(device), model.config.context, first)
     n = len(windows) if n_windows is None else n_windows
     if not 1 <= n <= len(windows):
         raise ValueError(f"n_windows must be from 1 to the {len(windows)} there are, got {n_windows!r}")

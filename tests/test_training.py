@@ -483,6 +483,24 @@ def test_evaluate_equals_a_naive_loop_and_leaves_the_mode(n_windows, stride, bat
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+def test_contexts_score_the_same_tokens_from_the_first_asked_for():
+    model = build(MLP, V, seed=0).eval()
+    every = [F.cross_entropy(model(NOISE.valid[None, i - T : i])[0], NOISE.valid[i]).item() for i in range(9, 300)]
+    assert len(NOISE.valid) == 300
+    assert evaluate(model, NOISE.valid, first=9) == pytest.approx(sum(every) / len(every), abs=1e-6)
+    assert evaluate(model, NOISE.valid, 50, 7, first=9) == pytest.approx(sum(every[:50:7]) / 8, abs=1e-6)
+    assert evaluate(model, NOISE.valid, first=T) == evaluate(model, NOISE.valid)
+
+
+def test_fit_validates_from_the_first_token_asked_for():
+    training = replace(QUICK, eval_windows=None, eval_stride=3, eval_from=9)
+    model = build(MLP, V, seed=0)
+    history = fit(model, NOISE, training, 0, progress=False)
+    assert min(history.valid) == evaluate(model, NOISE.valid, stride=3, first=9)
+    with pytest.raises(ValueError, match="first token scored is 3"):
+        fit(model, NOISE, replace(training, eval_from=3), 0, progress=False)
+
+
 def test_evaluate_changes_nothing_and_the_model_trains_on():
     model = build(ATTENTION, V, seed=0)
     before = copy.deepcopy(model.state_dict())
@@ -498,6 +516,7 @@ def test_evaluate_changes_nothing_and_the_model_trains_on():
         ({"n_windows": 0}, "n_windows must be from 1 to the 295 there are, got 0"),
         ({"n_windows": 296}, "n_windows must be from 1 to the 295 there are, got 296"),
         ({"stride": 0}, "stride must be at least 1, got 0"),
+        ({"first": T - 1}, f"first token scored is {T - 1}, but a context of {T} "),
         ({"ids": torch.arange(T) % V}, "does not fit 5 tokens"),
         ({"ids": NOISE.valid[None]}, "1-D"),
     ],
@@ -520,7 +539,7 @@ def test_evaluate_restores_the_mode_after_an_error():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((name, 0) for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch")),
+        *((name, 0) for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch", "eval_from")),
         *(("batch", value) for value in (-1, 1.5, True, "64", None)),
         *(("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, "3e-4", None)),
     ],
