@@ -62,7 +62,7 @@ def run(
     def wanted() -> list[Experiment]:
         if suite == "paper":
             return paper.experiments(seeds, group)
-        return studies.SUITES[suite](seeds or studies.SEEDS, {r.experiment: r for r in records})
+        return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
 
     remaining = Remaining(wanted(), records, workers, where)
     with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
@@ -148,7 +148,7 @@ def scoreboard(
 ):
     """The verdicts on the paper's claims as a Markdown table."""
     found = paper.records(Store(store))
-    table = paper.scoreboard(found)
+    table = paper.scoreboard(found, studies.again_at_equal_compute(Store(RESULTS / "frontier").found()))
     if not readme:
         print(table, end="")
         return

@@ -181,6 +181,10 @@ class Store:
             raise ValueError(f"{self.path(experiment)} holds another experiment's record; move it away")
         return record
 
+    def found(self) -> dict[Experiment, Record]:
+        """All records by experiment."""
+        return {record.experiment: record for record in self}
+
     def __iter__(self) -> Iterator[Record]:
         """All records, by file name."""
         for path in sorted(self.folder.glob("*.json")):

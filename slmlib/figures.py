@@ -218,7 +218,7 @@ def frontier(
     return fig
 
 
-def envelopes(
+def bands(
     panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]],
     xlabel: str,
     yardsticks: Mapping[str, float] | None = None,

@@ -101,3 +101,10 @@ def count_flops(model: nn.Module, tokens: Tensor, targets: Tensor, backward: boo
         if backward:
             torch.autograd.grad(loss, parameters)
     return counter.get_total_flops()
+
+
+def as_text(flops: float) -> str:
+    """A number of FLOPs as text, to two digits: 3 · 10¹², or 10¹²."""
+    digits, exponent = f"{flops:.1e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if float(digits) == 1 else f"{float(digits):g} · {power}"

@@ -391,10 +391,14 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
     return Finding(contrast, n, effect, float(low), float(high), d, float(result.pvalue))
 
 
-def scoreboard(found: Records) -> str:
+def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = None) -> str:
     """The verdicts as a Markdown table, a row a claim: the claim, the verdict, our evidence, the paper's.
 
     Where records are still missing, a line below says how many there are of how many.
+
+    Args:
+        found: records of the paper's runs.
+        beside: for a claim, by its id, a further verdict from other records and its evidence.
     """
     judged = judge(found)
     lines = ["| | the paper's claim | verdict | ours, nats | the paper's evidence |", "|---|---|---|---|---|"]
@@ -402,7 +406,10 @@ def scoreboard(found: Records) -> str:
         ours = "; ".join(
             f"{f.contrast.says}: {signed(f.effect)} ({signed(f.low)} to {signed(f.high)})" for f in j.findings
         )
-        lines.append(f"| {j.claim.id} | {j.claim.statement} | **{j.verdict}** | {ours} | {j.claim.evidence} |")
+        verdict = f"**{j.verdict}**"
+        if j.claim.id in (beside or {}):
+            verdict, ours = (f"{a}; {b}" for a, b in zip((verdict, ours), beside[j.claim.id], strict=True))
+        lines.append(f"| {j.claim.id} | {j.claim.statement} | {verdict} | {ours} | {j.claim.evidence} |")
     there, wanted = sum(map(len, found.values())), sum(r.seeds for r in RUNS)
     if there < wanted:
         lines += ["", f"*From {there} of {wanted} runs; the others are still to be made.*"]

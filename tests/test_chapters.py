@@ -162,6 +162,10 @@ def drawings():
     yield figures.frontier(
         {"MLP T=8": {1e11: [2.0, 2.1], 1e12: [1.9]}, "MLP T=16": {1e11: [2.2]}}, "FLOPs", {"7-gram": 1.7}
     )
+    x = np.array([1e11, 1e12])
+    yield figures.bands(
+        {"needed": {"MLP": (x, x * 0 + 2, x * 0 + 1.9, x * 0 + 2.1)}, "written": {}}, "FLOPs", {"7-gram": 1.7}
+    )
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
 
@@ -169,7 +173,7 @@ def test_figures_draw_labelled_and_transparent():
     with plt.rc_context(figures.STYLE):
         for figure in drawings():
             figure.canvas.draw()
-            assert all(ax.get_xlabel() or ax.get_title() for ax in figure.axes)
+            assert all(ax.get_xlabel() or ax.get_title() or ax.get_title(loc="left") for ax in figure.axes)
             assert figure.get_facecolor()[3] == 0
             plt.close(figure)
 

@@ -319,6 +319,13 @@ def test_a_store_gives_what_was_put(store):
     assert [path.name for path in store.folder.glob("*.json")] == [f"{LINEAR.name}.json"]
 
 
+def test_a_store_gives_its_records_by_experiment(store):
+    assert store.found() == {}
+    store.put(made_up())
+    store.put(made_up(MLP))
+    assert store.found() == {LINEAR: made_up(), MLP: made_up(MLP)}
+
+
 def test_iteration_is_by_file_name_and_sees_records_alone(store):
     seeds = [10, 3, 2, 1]
     for e in [*THREE, *(replace(LINEAR, seed=seed) for seed in seeds)]:

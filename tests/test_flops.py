@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slmlib import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters, paper
 from slmlib.experiments import RESULTS, Store
-from slmlib.flops import count_flops, flops_per_window, forward_flops
+from slmlib.flops import as_text, count_flops, flops_per_window, forward_flops
 
 V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277}
 SMALL = TransformerConfig(context=12, d_model=16, heads=2, layers=2, ff_width=24)
@@ -163,3 +163,13 @@ def test_the_committed_records_counted_what_the_closed_form_says():
         e = record.experiment
         closed = flops_per_window(e.model, V[e.corpus], "needed", scored=e.training.scored)
         assert record.flops["counted"] == closed * e.training.epochs * e.training.windows_per_epoch, e.name
+
+
+def test_flops_as_text():
+    assert [as_text(x) for x in (1e11, 3e12, 2.54e13, 9.96e9, 250)] == [
+        "10¹¹",
+        "3 · 10¹²",
+        "2.5 · 10¹³",
+        "10¹⁰",
+        "2.5 · 10²",
+    ]

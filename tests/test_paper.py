@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from slmlib import paper
+from slmlib import paper, studies
 from slmlib.__main__ import MARKS, app
 from slmlib.experiments import RESULTS, Experiment, Record, Store
 
@@ -295,12 +295,18 @@ def test_the_scoreboard_has_a_row_a_claim():
     assert not blank and below == ["*From 60 of 96 runs; the others are still to be made.*"]
     whole = invented({r.label: [2.0 + s / 9 for s in range(r.seeds)] for r in paper.RUNS})
     assert "runs" not in paper.scoreboard(whole)
+    rows = paper.scoreboard(whole, {"C2": ("also **so**", "as seen")}).splitlines()
+    assert rows[3].count("|") == 6 and "**; also **so** |" in rows[3] and "; as seen |" in rows[3]
+    assert [row for row in rows if "C2" not in row] == [
+        row for row in paper.scoreboard(whole).splitlines() if "C2" not in row
+    ]
 
 
 def test_the_readme_shows_what_the_records_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
-    said = paper.scoreboard(paper.records(Store(RESULTS / "paper")))
+    beside = studies.again_at_equal_compute(Store(RESULTS / "frontier").found())
+    said = paper.scoreboard(paper.records(Store(RESULTS / "paper")), beside)
     assert shown == said, "write it anew: python -m slmlib scoreboard --readme"
 
 
