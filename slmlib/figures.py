@@ -198,6 +198,7 @@ def frontier(
     """
     fig, ax = plt.subplots(figsize=(5.8, 4.6))
     drawn: dict[str, int] = {}
+    ends = []
     for family, points in series.items():
         model, _, context = family.rpartition(" ")
         colour, marker = MODELS[model]
@@ -206,11 +207,16 @@ def frontier(
         means = [float(np.mean(seeds)) for seeds in points.values()]
         ax.errorbar(list(points), means, half, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, elinewidth=1.2,
                     ls=("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))[nth])  # fmt: skip
-        ax.annotate(context, (max(points), means[-1]), (6, 0), textcoords="offset points", va="center", fontsize=9,
-                    color=colour)  # fmt: skip
+        ends.append((means[-1], max(points), context, colour))
     ax.set_xscale("log")
     ax.margins(x=0.12)
     _yardsticks(ax, yardsticks)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top)
+    below = -np.inf
+    for y, x, context, colour in sorted(ends):
+        below = max(y, below + 0.036 * (top - bottom))  # labels that would cover each other move up
+        ax.annotate(context, (x, below), (6, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
     for model in drawn:
         ax.plot([], [], color=MODELS[model][0], marker=MODELS[model][1], ms=5, label=model)
     ax.set(xlabel=xlabel, ylabel=ylabel)
