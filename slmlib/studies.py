@@ -265,7 +265,8 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
         f"{signed(m)} ({signed(a)} to {signed(b)}) at {as_text(cost)}"
         for cost, m, a, b in zip(costs, middle, low, high, strict=True)
     )
-    return {"C2": (f"at equal FLOPs, each at its best, **{verdict}**", f"best MLP − best attention, FLOPs: {evidence}")}
+    span = f"at equal needed FLOPs, {as_text(costs[0])} to {as_text(costs[-1])}, each at its best"
+    return {"C2": (f"{span}, **{verdict}**", f"best MLP − best attention at equal FLOPs: {evidence}")}
 
 
 #: By name: the experiments for a number of seeds, given the records that there are. Their records lie in a folder of
