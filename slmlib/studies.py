@@ -182,7 +182,7 @@ Points = dict[str, dict[float, list[float]]]
 def frontier_points(
     found: Found, ledger: Ledger = "needed", loss: Callable[[Record], float] = lambda record: record.test_nll_whole
 ) -> Points:
-    """What is found of each family, at each budget with the best of its learning rates.
+    """What is found of each family, at each budget with the best of its learning rates, as far as all seeds have come.
 
     Args:
         found: records of ``frontier``.
@@ -192,9 +192,10 @@ def frontier_points(
     points: Points = {}
     for family in FAMILIES:
         for budget in BUDGETS:
-            if (rate := best_rate(family, budget, found)) is None:
+            rate = best_rate(family, budget, found)
+            runs = [at_cost(family, budget, rate, seed) for seed in range(SEEDS)] if rate else []
+            if not runs or any(run not in found for run in runs):
                 break
-            runs = [run for seed in range(SEEDS) if (run := at_cost(family, budget, rate, seed)) in found]
             cost = budget * FAMILIES[family].flops(ledger) / FAMILIES[family].flops()
             points.setdefault(family, {})[cost] = [loss(found[run]) for run in runs]
     return points

@@ -117,8 +117,8 @@ def test_points_are_of_the_best_rate_over_seeds_at_the_ledgers_cost():
         return abs(log10(rate) + 3) + 1 + seed / 10
 
     found = complete(loss)
-    last = studies.at_cost("MLP T=8", 3e13, 1e-3, 2)
-    del found[last]
+    last = studies.at_cost("MLP T=8", 1e13, 1e-3, 2)
+    del found[studies.at_cost("MLP T=8", 3e13, 1e-3, 1)]  # a budget counts when all its seeds are in
     for ledger in ("needed", "written", "paper"):
         points = studies.frontier_points(found, ledger, lambda record: min(record.valid))
         assert list(points) == list(studies.FAMILIES)
@@ -126,11 +126,11 @@ def test_points_are_of_the_best_rate_over_seeds_at_the_ledgers_cost():
         window = flops_per_window(MLPConfig(context=8), 65, ledger)
         windows = last.training.epochs * last.training.windows_per_epoch
         assert costs[-1] == pytest.approx(windows * window, rel=0.005)
-        assert ledger != "needed" or costs == studies.BUDGETS
-        assert seeds[0] == [1.0, 1.1, 1.2] and seeds[-1] == [1.0, 1.1]
+        assert ledger != "needed" or costs == studies.BUDGETS[:-1]
+        assert all(losses == [1.0, 1.1, 1.2] for losses in seeds)
     assert studies.frontier_points({}) == {}
-    some = {e: r for e, r in found.items() if e in studies.frontier(3, {})}  # the first budget's rates
-    assert list(studies.frontier_points(some)["Linear T=8"]) == [1e11]
+    some = {e: r for e, r in found.items() if e in studies.frontier(3, {})}  # the first budget's rates, of seed 0
+    assert studies.frontier_points(some) == {}
 
 
 def test_the_envelope_is_the_best_that_a_cost_buys():
