@@ -419,7 +419,7 @@ def test_a_run_leaves_its_record_and_no_checkpoint(store):
 
 
 def test_a_failed_run_leaves_no_record_and_frees_the_experiment(store, monkeypatch):
-    def interrupted(*_args):
+    def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
