@@ -176,7 +176,7 @@ def frontier(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]
 
 
 #: For each family a loss of each seed in nats, by the FLOPs that it was trained for.
-Points = dict[str, dict[float, list[float]]]
+Points = Mapping[str, Mapping[float, Sequence[float]]]
 
 
 def frontier_points(
@@ -189,7 +189,7 @@ def frontier_points(
         ledger: in which the cost is counted. In ``needed`` it is the budget (met to half a percent).
         loss: what is read off a record; the test NLL on the whole test split, where contexts score the same text.
     """
-    points: Points = {}
+    points: dict[str, dict[float, list[float]]] = {}
     for family in FAMILIES:
         for budget in BUDGETS:
             rate = best_rate(family, budget, found)
