@@ -111,7 +111,7 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
     Beside the test windows that the paper uses stand about as many, spread over the whole test split. What is
     the paper's is left out on a stand-in corpus. The last row is the counting yardstick, on the same tokens.
     """
-    rows, runs = {}, list(runs)
+    rows = {}
     for live in runs:
         reported, count = paper.run(live.label), n_parameters(live.model)
         ours, theirs = (f"{t.epochs * t.windows_per_epoch / 1000:g}k" for t in (live.training, reported.training))
@@ -127,9 +127,9 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
         if corpus.stands_in_for:
             del rows[live.label]["paper's figure"]
             rows[live.label]["windows seen"] = ours
-    training, (name, nll) = runs[-1].training, counted(corpus)
-    scored = nll[CONTEXT:][: training.eval_windows][:: training.eval_stride]
-    spread = nll[CONTEXT :: 11 * training.eval_stride]
+    name, nll = counted(corpus)
+    scored = nll[CONTEXT:][: live.training.eval_windows][:: live.training.eval_stride]
+    spread = nll[CONTEXT :: 11 * live.training.eval_stride]
     rows[name] = dict.fromkeys(rows[live.label], "")
     rows[name] |= {"this run": f"{scored.mean():.3f}", "whole split": f"{spread.mean():.3f}"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL")

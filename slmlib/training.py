@@ -160,10 +160,6 @@ def fit(
         raise ValueError(
             f"TrainingConfig.eval_windows is {training.eval_windows}, but the validation split holds {there} windows"
         )
-
-    def validate() -> float:
-        return evaluate(model, corpus.valid, training.eval_windows, training.eval_stride, first=training.eval_from)
-
     draws = random_stream(seed, "windows")
     optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
     history, best, began = History(), {}, time.perf_counter()
@@ -202,7 +198,9 @@ def fit(
             history.step_losses += torch.stack(losses).tolist()
             sizes = torch.tensor([len(c) for c in starts.split(training.batch)], device=device)
             history.train.append((torch.stack(losses) * sizes).sum().item() / len(starts))
-            history.valid.append(validate())
+            history.valid.append(
+                evaluate(model, corpus.valid, training.eval_windows, training.eval_stride, first=training.eval_from)
+            )
             if not math.isfinite(history.valid[-1]):  # the epoch's last update has shown in no training loss yet
                 raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate, "validation loss")
             bar.set_postfix(valid=f"{history.valid[-1]:.3f}")
