@@ -75,6 +75,7 @@ class TransformerConfig(_Config):
     positions: Literal["learned", "rope", "none"] = "learned"
     residual: bool = True
     qkv_init: Literal["xavier", "linear"] = "xavier"  # nn.MultiheadAttention's initialisation, or nn.Linear's
+    embed_init: Literal["unit", "small"] = "unit"  # tokens and positions N(0, 1), or N(0, 0.02²) as in GPT
 
     _may_be_zero = ("ff_width",)
 
@@ -300,6 +301,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, vocab_size)
+        if config.embed_init == "small":
+            for table in filter(None, (self.embed, self.positions)):
+                table.weight.data *= 0.02
 
     def forward(self, tokens: Tensor, every_position: bool = False) -> Tensor:
         """(B, t) ids, t <= T -> (B, V) logits after the last token, or (B, t, V) after every one.

@@ -46,9 +46,9 @@ def unplaced(seed: int) -> Experiment:
     return replace(experiment, model=replace(experiment.model, positions="none"))
 
 
-def every_position(positions: str, seed: int) -> Experiment:
+def every_position(positions: str, seed: int, embed_init: str = "unit") -> Experiment:
     """The paper's RoPE pair and its third, the training loss taken at every position, on an eighth of the windows."""
-    model = replace(paper.run("RoPE").model, positions=positions)
+    model = replace(paper.run("RoPE").model, positions=positions, embed_init=embed_init)
     training = TrainingConfig(epochs=4, windows_per_epoch=12_500, eval_stride=8, scored="every")
     return Experiment("tiny_shakespeare", model, training, seed)
 
@@ -63,6 +63,7 @@ def positions(seeds: int = SEEDS) -> list[Experiment]:
     """What the paper's RoPE pair does not ask."""
     return [
         *(every_position(kind, seed) for seed in range(seeds) for kind in POSITIONS),
+        *(every_position("learned", seed, "small") for seed in range(seeds)),
         *(unplaced(seed) for seed in range(seeds)),
         *(further(label, seed) for seed in range(seeds) for label in ("Learned positions", "RoPE")),
     ]

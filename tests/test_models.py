@@ -200,6 +200,18 @@ def assert_uniform(weight, bound):
     assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
 
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_small_embeddings_are_the_same_draws_made_smaller(positions):
+    unit, small = (
+        build(TransformerConfig(layers=1, positions=positions, embed_init=init), V, seed=0).state_dict()
+        for init in ("unit", "small")
+    )
+    tables = {"embed.weight", "positions.weight"} & set(unit)
+    assert len(tables) == 1 + (positions == "learned")
+    for name in unit:
+        assert torch.equal(small[name], unit[name] * 0.02 if name in tables else unit[name]), name
+
+
 @pytest.mark.parametrize("qkv_init", ["xavier", "linear"])
 def test_attention_starts_as_the_paper_initialises_it(qkv_init):
     C = 128
@@ -502,6 +514,7 @@ def test_tokens_of_the_wrong_shape_are_refused(config):
         (TransformerConfig, "positions", "RoPE"),
         (TransformerConfig, "residual", 1),
         (TransformerConfig, "qkv_init", ["xavier"]),
+        (TransformerConfig, "embed_init", 0.02),
     ],
 )
 def test_a_bad_field_is_named_with_its_value(config, field, value):
