@@ -133,7 +133,7 @@ def status(
         )
     out.print(table)
     out.print(
-        "Test NLL in nats a token, mean over seeds on the paper's test windows and on the whole test split.\n"
+        "Test NLL in nats per token, mean over seeds on the paper's test windows and on the whole test split.\n"
         "agrees: within 0.03 nats or 3 standard deviations of the paper's figure."
     )
 

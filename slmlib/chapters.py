@@ -83,7 +83,7 @@ class LiveRun:
     model: nn.Module
     training: TrainingConfig
     history: History
-    test_nll: float  # nats a token
+    test_nll: float  # nats per token
 
 
 def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, seed: int) -> LiveRun:

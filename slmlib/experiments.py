@@ -114,7 +114,7 @@ def _changed(config: Config | TrainingConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run of an experiment leaves. Losses are NLL in nats a token."""
+    """What a run of an experiment leaves. Losses are NLL in nats per token."""
 
     experiment: Experiment
     train: list[float]  # each epoch's mean over its windows, dropout on

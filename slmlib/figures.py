@@ -95,7 +95,7 @@ def loss_curves(
         ax.plot(x, smooth, color=colour, lw=1.4, label=label)
         ax.plot(np.arange(1, epochs + 1) * windows_per_epoch, history.valid, color=colour, ls="--", marker=marker)
     _yardsticks(ax, yardsticks)
-    ax.set(xlabel="training windows seen", ylabel="NLL, nats a token")
+    ax.set(xlabel="training windows seen", ylabel="NLL, nats per token")
     ax.plot([], [], color=GREY, lw=1.4, label="training")
     ax.plot([], [], color=GREY, ls="--", label="validation")
     ax.legend()
@@ -108,7 +108,7 @@ def loss_against(
     log: bool = True,
     yardsticks: Mapping[str, float] | None = None,
     reported: Mapping[float, float] | None = None,
-    ylabel: str = "test NLL, nats a token",
+    ylabel: str = "test NLL, nats per token",
 ) -> Figure:
     """Loss against a hyper-parameter or a cost: one line a series, ``{label: {value: NLL}}``.
 
@@ -175,7 +175,7 @@ def loss_against_cost(
     _yardsticks(ax, yardsticks)
     for source, fill in zip(sources, _FILLS, strict=False):
         ax.plot([], [], "o", ms=8, color=GREY, fillstyle=fill, markerfacecoloralt="none", mew=1.6, label=source)
-    ax.set(xlabel=xlabel, ylabel="test NLL, nats a token")
+    ax.set(xlabel=xlabel, ylabel="test NLL, nats per token")
     if len(sources) > 1:
         ax.legend()
     return fig
@@ -185,7 +185,7 @@ def frontier(
     series: Mapping[str, Mapping[float, Sequence[float]]],
     xlabel: str,
     yardsticks: Mapping[str, float] | None = None,
-    ylabel: str = "test NLL, nats a token",
+    ylabel: str = "test NLL, nats per token",
 ) -> Figure:
     """Loss against compute on a log axis, a line a family: means over seeds with 95 % intervals from two seeds up.
 
@@ -228,7 +228,7 @@ def bands(
     panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]],
     xlabel: str,
     yardsticks: Mapping[str, float] | None = None,
-    ylabel: str = "NLL, nats a token",
+    ylabel: str = "NLL, nats per token",
 ) -> Figure:
     """Loss against compute as lines with a shaded band, in panels one below the other that share their axes.
 
@@ -301,7 +301,7 @@ def differences(rows: Mapping[str, Sequence[float]], agree: float = 0.03) -> Fig
             ax.plot(float(np.mean(values)), row, "|", color=MODELS["Linear"][0], ms=12, mew=2.4)
     ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set(xlabel="our test NLL minus the paper's, nats a token")
+    ax.set(xlabel="our test NLL minus the paper's, nats per token")
     return fig
 
 
@@ -326,7 +326,7 @@ def effects(rows: Mapping[str, tuple[float, float, float, float | None, bool]]) 
     ax.minorticks_off()
     ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
     ax.invert_yaxis()
-    ax.set(xlabel="effect, nats a token; the claim says: above zero")
+    ax.set(xlabel="effect, nats per token; the claim says: above zero")
     for name, fmt, key in (("told apart from zero", "o", "MLP"), ("not told apart", "s", "Linear")):
         ax.plot([], [], fmt, color=MODELS[key][0], label=name)
     ax.plot([], [], "D", mec=GREY, mfc="none", mew=1.4, label="the paper's runs")

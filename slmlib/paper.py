@@ -30,7 +30,7 @@ class PaperRun:
     training: TrainingConfig
     params: int
     reported_flops: float
-    test_nll: float  # nats a token, on the first training.eval_windows windows of the test split
+    test_nll: float  # nats per token, on the first training.eval_windows windows of the test split
 
     @property
     def seeds(self) -> int:

@@ -104,7 +104,7 @@ class TrainingConfig:
 
 @dataclass
 class History:
-    """What a run of ``fit`` leaves, at least one epoch of it. Losses are NLL in nats a token."""
+    """What a run of ``fit`` leaves, at least one epoch of it. Losses are NLL in nats per token."""
 
     step_losses: list[float] = field(default_factory=list)  # training, one a step
     train: list[float] = field(default_factory=list)  # mean over each epoch's windows, dropout on
@@ -329,7 +329,7 @@ def _onednn_is_exact() -> bool:
 
 
 def _loss(model: nn.Module, batch: Tensor, scored: str) -> Tensor:
-    """Mean NLL in nats a token of a batch of windows, each with the token that follows it: (B, T + 1) ids."""
+    """Mean NLL in nats per token of a batch of windows, each with the token that follows it: (B, T + 1) ids."""
     if scored == "last":
         return F.cross_entropy(model(batch[:, :-1]), batch[:, -1])
     logits = model(batch[:, :-1], every_position=True)  # (B, T, V)
@@ -360,7 +360,7 @@ def evaluate(
     batch: int = 64,
     first: int | None = None,
 ) -> float:
-    """Mean NLL in nats a token over the first ``n_windows`` windows of ``ids``, all of them if None.
+    """Mean NLL in nats per token over the first ``n_windows`` windows of ``ids``, all of them if None.
 
     With a ``stride`` only every ``stride``-th of these is scored: the same text, at less cost. The first token
     that is scored is number ``first``, so that models of different contexts can score the same ones; the first that a
