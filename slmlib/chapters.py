@@ -106,7 +106,7 @@ def rerun(label: str, corpus: Corpus) -> LiveRun:
 
 
 def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
-    """One row a run: its test NLL in nats, the paper's figure, parameters, windows seen here and there.
+    """One row per run: its test NLL in nats, the paper's figure, parameters, windows seen here and there.
 
     Beside the test windows that the paper uses stand about as many, spread over the whole test split. What is
     the paper's is left out on a stand-in corpus. The last row is the counting yardstick, on the same tokens.
@@ -169,7 +169,7 @@ def recorded(label: str) -> list[float]:
 
 
 def records_table(labels: Iterable[str]) -> pd.DataFrame:
-    """One row a run of the paper: what its published records say at the paper's full budget, and what it reports.
+    """One row per run of the paper: what its published records say at the paper's full budget, and what it reports.
 
     The column "agrees" is ``paper.Status.agrees``. Below stands the counting yardstick, fitted on the same text and
     scored on the same tokens, where the corpus can be had; a row each where the runs are tested on different numbers of

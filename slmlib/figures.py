@@ -114,7 +114,7 @@ def loss_against(
 
     Each value gets its tick, up to ten of them.
 
-    Where there is a list of NLLs, one a seed, each seed is a small dot, and the line goes through the means, with
+    Where there is a list of NLLs, one per seed, each seed is a small dot, and the line goes through the means, with
     95 % intervals (Student's t) from two seeds up. ``reported`` adds the paper's figures as hollow grey markers.
     """
     fig, ax = plt.subplots()
@@ -286,7 +286,7 @@ def dots(
 
 
 def differences(rows: Mapping[str, Sequence[float]], agree: float = 0.03) -> Figure:
-    """A row a run of the paper: each seed's test NLL minus the paper's figure (dots), and their mean (bar).
+    """A row per run of the paper: each seed's test NLL minus the paper's figure (dots), and their mean (bar).
 
     Args:
         rows: by label, one difference a seed; a row may be empty.
@@ -357,7 +357,7 @@ def interval(values: Sequence[float]) -> float:
 
 
 def attention_rows(weights: Tensor, rows: Sequence[str]) -> Figure:
-    """Where the scored position looks: one picture a head, one row a window, brighter is more.
+    """Where the scored position looks: one picture per head, one row per window, brighter is more.
 
     Args:
         weights: attention of the last position, (H, n, t): heads, windows, the t last positions looked at.

@@ -392,7 +392,7 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
 
 
 def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = None) -> str:
-    """The verdicts as a Markdown table, a row a claim: the claim, the verdict, our evidence, the paper's.
+    """The verdicts as a Markdown table, a row per claim: the claim, the verdict, our evidence, the paper's.
 
     Where records are still missing, a line below says how many there are of how many.
 
@@ -408,7 +408,10 @@ def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = No
         )
         verdict = f"**{j.verdict}**"
         if j.claim.id in (beside or {}):
-            verdict, ours = (f"{a}; {b}" for a, b in zip((verdict, ours), beside[j.claim.id], strict=True))
+            verdict, ours = (
+                f"{a}; {b}"
+                for a, b in zip((f"as the paper ran them, {verdict}", ours), beside[j.claim.id], strict=True)
+            )
         lines.append(f"| {j.claim.id} | {j.claim.statement} | {verdict} | {ours} | {j.claim.evidence} |")
     there, wanted = sum(map(len, found.values())), sum(r.seeds for r in RUNS)
     if there < wanted:

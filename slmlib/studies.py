@@ -92,13 +92,19 @@ class Family(NamedTuple):
 
 _CHARACTERS = 65  # Tiny Shakespeare's vocabulary
 
-#: The paper's four models and the same with less context; and its rotary transformer, trained on every position.
+
+def _with(run: paper.PaperRun, context: int) -> Config:
+    return replace(run.model, context=context)
+
+
+#: The paper's four models and the same with less context, an MLP and a block of attention with the same ones; and its
+#: rotary transformer, trained on every position.
 FAMILIES: dict[str, Family] = {
     **{f"Linear T={T}": Family(LinearConfig(context=T)) for T in (8, 32, 128)},
     **{f"MLP T={T}": Family(MLPConfig(context=T)) for T in (4, 8, 16, 32, 128)},
-    **{f"Self-attention T={T}": Family(replace(paper.run("Self-attention").model, context=T)) for T in (32, 128)},
-    "Transformer T=128": Family(paper.run("Transformer").model),
-    **{f"Every position T={T}": Family(replace(paper.run("RoPE").model, context=T), "every") for T in (32, 128)},
+    **{f"Self-attention T={T}": Family(_with(paper.run("Self-attention"), T)) for T in (4, 8, 16, 32, 128)},
+    **{f"Transformer T={T}": Family(_with(paper.run("Transformer"), T)) for T in (8, 32, 128)},
+    **{f"Every position T={T}": Family(_with(paper.run("RoPE"), T), "every") for T in (32, 128)},
 }
 BUDGETS = (1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # needed FLOPs of training
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -237,12 +243,15 @@ def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[flo
 
 
 def envelopes(
-    points: Points, architecture: str, costs: np.ndarray, draws: int = 1_000, seed: int = 0
+    points: Points, architecture: str, costs: np.ndarray, draws: int = 1_000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The envelope of the families whose names begin so, at costs (n,): of the means (n,), and redrawn (draws, n)."""
+    """The envelope of the families whose names begin so, at costs (n,): of the means (n,), and redrawn (draws, n).
+
+    Each architecture is redrawn from a random stream of its own, the same at every call.
+    """
     families = {name: by_cost for name, by_cost in points.items() if name.startswith(architecture)}
     means = [{cost: mean(seeds) for cost, seeds in by_cost.items()} for by_cost in families.values()]
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(list(architecture.encode()))
     drawn = [envelope(redraw(families, generator).values(), costs) for _ in range(draws)]
     return envelope(means, costs), np.array(drawn)
 
@@ -260,15 +269,15 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
     costs = np.array(BUDGETS)[: min(len(points.get(family, {})) for family in FAMILIES)]
     if not len(costs):
         return {}
-    (mlp, mlp_drawn), *others = (envelopes(points, a, costs, seed=i) for i, a in enumerate(("MLP", *ATTENTION)))
-    middle = mlp - np.fmin.reduce([one for one, _ in others])
-    low, high = np.percentile(mlp_drawn - np.fmin.reduce([drawn for _, drawn in others]), [2.5, 97.5], axis=0)
+    (mlp, mlp_drawn), *others = (envelopes(points, a, costs) for a in ("MLP", *ATTENTION))
+    middle = mlp - np.minimum.reduce([one for one, _ in others])
+    low, high = np.percentile(mlp_drawn - np.minimum.reduce([drawn for _, drawn in others]), [2.5, 97.5], axis=0)
     verdict = "does not hold" if (high < 0).any() else "holds" if (low > 0).all() else "cannot be told apart from noise"
     evidence = ", ".join(
         f"{signed(m)} ({signed(a)} to {signed(b)}) at {as_text(cost)}"
         for cost, m, a, b in zip(costs, middle, low, high, strict=True)
     )
-    span = f"at equal needed FLOPs, {as_text(costs[0])} to {as_text(costs[-1])}, each at its best"
+    span = f"each at its best context and learning rate for {as_text(costs[0])} to {as_text(costs[-1])} needed FLOPs"
     return {"C2": (f"{span}, **{verdict}**", f"best MLP − best attention at equal FLOPs: {evidence}")}
 
 

@@ -106,7 +106,7 @@ class TrainingConfig:
 class History:
     """What a run of ``fit`` leaves, at least one epoch of it. Losses are NLL in nats per token."""
 
-    step_losses: list[float] = field(default_factory=list)  # training, one a step
+    step_losses: list[float] = field(default_factory=list)  # training, one per step
     train: list[float] = field(default_factory=list)  # mean over each epoch's windows, dropout on
     valid: list[float] = field(default_factory=list)  # after each epoch
     seconds: float = 0.0  # of training and validation together

@@ -298,7 +298,12 @@ def test_the_scoreboard_has_a_row_a_claim():
     whole = invented({r.label: [2.0 + s / 9 for s in range(r.seeds)] for r in paper.RUNS})
     assert "runs" not in paper.scoreboard(whole)
     rows = paper.scoreboard(whole, {"C2": ("also **so**", "as seen")}).splitlines()
-    assert rows[3].count("|") == 6 and "**; also **so** |" in rows[3] and "; as seen |" in rows[3]
+    assert (
+        rows[3].count("|") == 6
+        and "| as the paper ran them, **" in rows[3]
+        and "**; also **so** |" in rows[3]
+        and "; as seen |" in rows[3]
+    )
     assert [row for row in rows if "C2" not in row] == [
         row for row in paper.scoreboard(whole).splitlines() if "C2" not in row
     ]

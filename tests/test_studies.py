@@ -112,7 +112,8 @@ def test_no_best_rate_rose_where_higher_ones_were_tried():
     found = Store(RESULTS / "frontier").found()
     for family in studies.FAMILIES:
         best = [studies.best_rate(family, budget, found) for budget in studies.BUDGETS[:3]]
-        assert best == sorted(best, reverse=True), family
+        settled = [rate for rate in best if rate is not None]
+        assert settled == sorted(settled, reverse=True), family
 
 
 def test_nothing_is_asked_before_what_it_depends_on():
