@@ -187,40 +187,49 @@ def frontier(
     yardsticks: Mapping[str, float] | None = None,
     ylabel: str = "test NLL, nats per token",
 ) -> Figure:
-    """Loss against compute on a log axis, a line a family: means over seeds with 95 % intervals from two seeds up.
+    """Loss against compute on a log axis, a panel per model: means over seeds with 95 % intervals from two seeds up.
 
     Args:
-        series: ``{"MLP T=8": {FLOPs: NLL of each seed}}``; families of one model share its colour, and each is labelled
-            with its context where it ends.
+        series: ``{"MLP T=8": {FLOPs: NLL of each seed}}``; the families of one model share a panel, where each is
+            labelled with its context, and are grey in the others.
         xlabel: which FLOPs.
         yardsticks: name -> NLL, drawn as dotted lines.
         ylabel: which loss.
     """
-    fig, ax = plt.subplots(figsize=(5.8, 4.6))
-    drawn: dict[str, int] = {}
-    ends = []
-    for family, points in series.items():
-        model, _, context = family.rpartition(" ")
+    models = list(dict.fromkeys(family.rpartition(" ")[0] for family in series))
+    rows = -(-len(models) // 2)
+    fig, axes = plt.subplots(rows, 2, figsize=(5.8, 2.2 * rows + 0.7), sharex=True, sharey=True, squeeze=False)
+    means = {family: [float(np.mean(seeds)) for seeds in points.values()] for family, points in series.items()}
+    lowest, highest = min(map(min, means.values())), max(map(max, means.values()))
+    for ax, model in zip(axes.flat, models, strict=False):
         colour, marker = MODELS[model]
-        nth = drawn[model] = drawn.get(model, -1) + 1
-        half = [interval(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
-        means = [float(np.mean(seeds)) for seeds in points.values()]
-        ax.errorbar(list(points), means, half, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, elinewidth=1.2,
-                    ls=("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))[nth])  # fmt: skip
-        ends.append((means[-1], max(points), context, colour))
-    ax.set_xscale("log")
-    ax.margins(x=0.12)
-    _yardsticks(ax, yardsticks)
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(bottom, top)
-    below = -np.inf
-    for y, x, context, colour in sorted(ends):
-        below = max(y, below + 0.036 * (top - bottom))  # labels that would cover each other move up
-        ax.annotate(context, (x, below), (6, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
-    for model in drawn:
-        ax.plot([], [], color=MODELS[model][0], marker=MODELS[model][1], ms=5, label=model)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+        ends = []
+        for family, points in series.items():
+            if family.rpartition(" ")[0] != model:
+                ax.plot(list(points), means[family], color=GREY, lw=0.7, alpha=0.35, zorder=1)
+                continue
+            half = [interval(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
+            ax.errorbar(list(points), means[family], half, color=colour, marker=marker, ms=4, lw=1.4, capsize=2,
+                        elinewidth=1.2)  # fmt: skip
+            ends.append((means[family][-1], max(points), family.rpartition(" ")[2]))
+        below = -np.inf
+        for y, x, context in sorted(ends):
+            below = max(y, below + 0.085 * (highest - lowest))  # labels that would cover each other move up
+            ax.annotate(context, (x, below), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+        for level in (yardsticks or {}).values():
+            ax.axhline(level, color=GREY, ls=":", lw=1.3)
+        ax.set_title(model, fontsize=10, color=colour, loc="left")
+        ax.set_xscale("log")
+        ax.margins(x=0.2)
+    if len(models) % 2:  # the last panel is empty, and the one above it ends its column
+        axes[-1, 1].remove()
+        axes[max(0, rows - 2), 1].tick_params(labelbottom=True)
+    fig.supxlabel(xlabel, fontsize=10, color=GREY)
+    fig.supylabel(ylabel, fontsize=10, color=GREY)
+    for name in yardsticks or {}:
+        axes[0, 0].plot([], [], color=GREY, ls=":", lw=1.3, label=name)
+    if yardsticks:
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", fontsize=9)
     return fig
 
 

@@ -210,22 +210,25 @@ def frontier_points(
 
 
 def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray) -> np.ndarray:
-    """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN where none was run.
+    """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN where that is not known.
 
     Between its runs a family's loss is interpolated linearly in the logarithm of the cost. Beyond its last run, and
-    where more training made it worse, its best so far stands, up to the dearest run of any.
+    where more training made it worse, its best so far stands, up to the dearest run of any. It is not known where
+    nothing was run, nor where a family that has its first run only at a higher cost does better there: it might here.
 
     Args:
         families: ``{cost: loss}`` each.
         costs: positive, in FLOPs.
     """
-    curves = []
+    curves, firsts = [], []
     for family in families:
         paid = sorted(family)
         best = np.minimum.accumulate([family[cost] for cost in paid])
         curves.append(np.interp(np.log(costs), np.log(paid), best, left=np.nan))
+        firsts.append(np.where(costs < paid[0], best[0], np.inf))
+    lowest = np.fmin.reduce(curves)
     dearest = max(cost for family in families for cost in family)
-    return np.where(costs <= dearest, np.fmin.reduce(curves), np.nan)
+    return np.where((costs <= dearest) & (lowest <= np.min(firsts, axis=0)), lowest, np.nan)
 
 
 def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[float, float]]:

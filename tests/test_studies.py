@@ -148,6 +148,10 @@ def test_the_envelope_is_the_best_that_a_cost_buys():
     got = studies.envelope([cheap, dear], np.array([0.5, 1.0, 10.0, 100.0, 1000.0, 1e4, 1e6]))
     np.testing.assert_allclose(got, [np.nan, 3.0, 2.5, 2.0, 1.0, 1.0, np.nan])
     np.testing.assert_allclose(studies.envelope([cheap], np.array([1e4, 1e5])), [2.0, np.nan])  # worse is not taken
+    late = {50.0: 2.9, 100.0: 1.5}  # where it begins it is better than what cheaper runs of another gave
+    np.testing.assert_allclose(
+        studies.envelope([{1.0: 3.0, 9.0: 2.95}, late], np.array([1, 9, 50.0])), [np.nan, np.nan, 2.9]
+    )
 
 
 def test_redrawn_means_scatter_as_the_means_of_seeds_do():
