@@ -269,7 +269,8 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
     one, each beyond the 95 % interval. Nothing while there are no records.
     """
     points = frontier_points(found)
-    costs = np.array(BUDGETS)[: min(len(points.get(family, {})) for family in FAMILIES)]
+    asked = [family for family in FAMILIES if family.startswith(("MLP", *ATTENTION))]
+    costs = np.array(BUDGETS)[: min(len(points.get(family, {})) for family in asked)]
     if not len(costs):
         return {}
     (mlp, mlp_drawn), *others = (envelopes(points, a, costs) for a in ("MLP", *ATTENTION))
