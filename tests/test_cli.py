@@ -14,6 +14,8 @@ from slmlib.training import TrainingConfig
 
 # The suite `words` replaced by runs of a second or so each on the embedded corpus.
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background would ignore it
 from slmlib import studies
 from slmlib.experiments import Experiment
 from slmlib.models import MLPConfig
