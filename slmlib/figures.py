@@ -330,7 +330,7 @@ def effects(rows: Mapping[str, tuple[float, float, float, float | None, bool]]) 
         if theirs is not None:
             ax.plot(theirs, row, "D", ms=8, mec=GREY, mfc="none", mew=1.4)
     ax.set_xscale("symlog", linthresh=0.1, linscale=1.0)
-    ax.xaxis.set_major_locator(ticker.FixedLocator([-1, -0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1]))
+    ax.xaxis.set_major_locator(ticker.FixedLocator([-1, -0.1, -0.05, 0, 0.1, 1]))
     ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     ax.minorticks_off()
     ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
