@@ -216,20 +216,15 @@ def frontier(
         for y, x, context in sorted(ends):
             below = max(y, below + 0.085 * (highest - lowest))  # labels that would cover each other move up
             ax.annotate(context, (x, below), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
-        for level in (yardsticks or {}).values():
-            ax.axhline(level, color=GREY, ls=":", lw=1.3)
         ax.set_title(model, fontsize=10, color=colour, loc="left")
         ax.set_xscale("log")
         ax.margins(x=0.2)
+        _yardsticks(ax, yardsticks)
     if len(models) % 2:  # the last panel is empty, and the one above it ends its column
         axes[-1, 1].remove()
         axes[max(0, rows - 2), 1].tick_params(labelbottom=True)
     fig.supxlabel(xlabel, fontsize=10, color=GREY)
     fig.supylabel(ylabel, fontsize=10, color=GREY)
-    for name in yardsticks or {}:
-        axes[0, 0].plot([], [], color=GREY, ls=":", lw=1.3, label=name)
-    if yardsticks:
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", fontsize=9)
     return fig
 
 

@@ -259,6 +259,16 @@ def envelopes(
     return envelope(means, costs), np.array(drawn)
 
 
+def minus_best(
+    one: tuple[np.ndarray, np.ndarray], others: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """An envelope minus the lowest of some others, each as ``envelopes`` gives it; NaN where any is not known."""
+    middle, drawn = (
+        mine - np.minimum.reduce(theirs) for mine, theirs in zip(one, zip(*others, strict=True), strict=True)
+    )
+    return middle, drawn
+
+
 ATTENTION = ("Self-attention", "Transformer")  # as in the paper, trained at the last position
 
 
@@ -273,9 +283,9 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
     costs = np.array(BUDGETS)[: min(len(points.get(family, {})) for family in asked)]
     if not len(costs):
         return {}
-    (mlp, mlp_drawn), *others = (envelopes(points, a, costs) for a in ("MLP", *ATTENTION))
-    middle = mlp - np.minimum.reduce([one for one, _ in others])
-    low, high = np.percentile(mlp_drawn - np.minimum.reduce([drawn for _, drawn in others]), [2.5, 97.5], axis=0)
+    mlp, *others = (envelopes(points, a, costs) for a in ("MLP", *ATTENTION))
+    middle, drawn = minus_best(mlp, others)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     verdict = "does not hold" if (high < 0).any() else "holds" if (low > 0).all() else "cannot be told apart from noise"
     evidence = ", ".join(
         f"{signed(m)} ({signed(a)} to {signed(b)}) at {as_text(cost)}"
