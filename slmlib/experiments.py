@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from .corpora import Corpus, load_corpus
 from .flops import count_flops
-from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
+from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
 from .training import TrainingConfig, epochs_done, evaluate, fit
 
 _HERE = Path(__file__).parent
@@ -95,8 +95,8 @@ class Experiment:
         canonical = {
             "corpus": self.corpus,
             "train_tokens": self.train_tokens,
-            "model": {"kind": self.kind, **_changed(self.model)},
-            "training": _changed(self.training),
+            "model": {"kind": self.kind, **changed(self.model)},
+            "training": changed(self.training),
             "seed": self.seed,
         }
         text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
@@ -106,10 +106,6 @@ class Experiment:
     def name(self) -> str:
         """What it is, in short, and its key: the name of its record's file."""
         return f"{self.corpus}-{self.kind}-T{self.model.context}-s{self.seed}-{self.key}"
-
-
-def _changed(config: Config | TrainingConfig) -> dict[str, Any]:
-    return {f.name: v for f in fields(config) if (v := getattr(config, f.name)) != f.default or f.default is MISSING}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: B batch, T context, C model width, H heads, D = C / H head width, V voca
 
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,11 @@ class TransformerConfig(_Config):
 
 
 Config = LinearConfig | MLPConfig | TransformerConfig
+
+
+def changed(config: object) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults: a name that a field added later does not change."""
+    return {f.name: v for f in fields(config) if (v := getattr(config, f.name)) != f.default}
 
 
 def _whole_windows(tokens: Tensor, context: int):

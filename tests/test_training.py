@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import math
+import platform
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -292,6 +293,15 @@ def test_the_checkpoint_of_another_run_is_refused_and_left(other, checkpoint):
         go_on(checkpoint, **other)
     assert str(checkpoint) in str(error.value)
     assert checkpoint.read_bytes() == before
+
+
+def test_a_checkpoint_says_of_its_run_what_differs_from_the_defaults(checkpoint):
+    """So that a field added later, with a default that means what was always done, does not make it another run."""
+    go_on(checkpoint, config=replace(MLP, dropout=MLPConfig().dropout))
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        run = file.metadata()["run"]
+    assert "'hidden': 16" in run
+    assert "dropout" not in run
 
 
 @pytest.mark.parametrize(
@@ -600,3 +610,18 @@ def test_budget_rejects_nonsense(monkeypatch):
     monkeypatch.setenv("SLMLIB_BUDGET", "Paper")
     with pytest.raises(ValueError, match=r"SLMLIB_BUDGET is 'Paper'; set it to one of smoke, reduced, paper"):
         budget()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+def test_steps_reuse_the_memory_of_those_before():
+    resource = pytest.importorskip("resource")
+    config = TransformerConfig(context=128, d_model=64, layers=2, ff_width=128, dropout=0.0)
+
+    def new_pages(steps):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run(config, TrainingConfig(epochs=1, windows_per_epoch=64 * steps, eval_windows=64))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    new_pages(2)
+    one_tensor = 64 * 4 * 128 * 128 * 4 // resource.getpagesize()  # attention weights: a step makes several
+    assert new_pages(6) < 6 * one_tensor
