@@ -44,6 +44,7 @@ def start(name: str) -> Corpus:
         CorpusDamaged: if it is there with the wrong bytes; that is for the reader to mend, not to paper over.
     """
     figures.use_style()
+    pd.options.display.max_colwidth = None  # no cell of a table is cut short
     try:
         corpus = load_corpus(name)
     except CorpusUnavailable as error:

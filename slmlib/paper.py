@@ -403,9 +403,7 @@ def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = No
     judged = judge(found)
     lines = ["| | the paper's claim | verdict | ours, nats | the paper's evidence |", "|---|---|---|---|---|"]
     for j in judged:
-        ours = "; ".join(
-            f"{f.contrast.says}: {signed(f.effect)} ({signed(f.low)} to {signed(f.high)})" for f in j.findings
-        )
+        ours = "; ".join(f"{f.contrast.says}: {with_ends(f.effect, f.low, f.high)}" for f in j.findings)
         verdict = f"**{j.verdict}**"
         if j.claim.id in (beside or {}):
             verdict, ours = (
@@ -422,3 +420,8 @@ def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = No
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, as text: −0.012."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def with_ends(value: float, low: float, high: float) -> str:
+    """A signed number and its interval, as text: +0.062 (−0.008 to +0.132)."""
+    return f"{signed(value)} ({signed(low)} to {signed(high)})"

@@ -1,17 +1,18 @@
 """Experiments beyond the paper's, whose records chapters quote beside it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from . import paper
 from .experiments import Experiment, Record
 from .flops import Ledger, Scored, as_text, flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
-from .paper import signed
+from .paper import with_ends
 from .training import TrainingConfig
 
 #: Records by experiment.
@@ -269,6 +270,62 @@ def minus_best(
     return middle, drawn
 
 
+def above_from(costs: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """The cost from which on a difference stays above zero: for costs (n,) and differences (m, n), (m,).
+
+    Interpolated between costs, linearly in their logarithm; 0 where it is above zero throughout, infinity where it
+    is not at the last cost.
+    """
+    below = differences <= 0
+    last = differences.shape[1] - 1 - below[:, ::-1].argmax(axis=1)  # the last cost at which it is not above
+    found = []
+    for row, i, ever in zip(differences, last, below.any(axis=1), strict=True):
+        if not ever or i + 1 == len(costs):
+            found.append(np.inf if ever else 0.0)
+        else:
+            found.append(np.exp(np.interp(0, row[i : i + 2], np.log(costs[i : i + 2]))))
+    return np.array(found)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A fitted loss = a · (FLOPs / 10¹²)^(−b), and what other seeds might have made of it."""
+
+    fitted: np.ndarray  # (2,): log a and −b
+    drawn: np.ndarray  # (draws, 2)
+    p: float  # the probability of deviations as large as these if it is the law; nan where two costs leave none
+
+    def exponent(self) -> tuple[float, float, float]:
+        """b, with the ends of its 95 % interval."""
+        return (-self.fitted[1], *np.percentile(-self.drawn[:, 1], [2.5, 97.5]))
+
+    def loss(self, cost: float) -> tuple[float, float, float]:
+        """What it says for a cost in FLOPs, with the ends of the 95 % interval."""
+        x = np.array([1, np.log(cost / 1e12)])
+        return (np.exp(self.fitted @ x), *np.percentile(np.exp(self.drawn @ x), [2.5, 97.5]))
+
+
+def power_law(costs: np.ndarray, losses: np.ndarray, drawn: np.ndarray) -> PowerLaw:
+    """Fit a power law of the cost (Kaplan et al., 2020, without a floor) to losses.
+
+    By least squares in the logarithm of the loss, each deviation in units of its bootstrap standard deviation; the
+    sum of their squares is held against the chi-squared distribution with n − 2 degrees of freedom.
+
+    Args:
+        costs: (n,) in FLOPs, at least two.
+        losses: (n,) in nats.
+        drawn: (draws, n), the losses as other seeds might have given them.
+    """
+    spread = drawn.std(axis=0) / losses  # of the logarithm
+    design = np.stack([np.ones(len(costs)), np.log(costs / 1e12)], axis=1)
+    solve = np.linalg.pinv(design / spread[:, None]) / spread  # (2, n): from log losses to coefficients
+    fitted = solve @ np.log(losses)
+    deviation = (np.log(losses) - design @ fitted) / spread
+    free = len(costs) - 2
+    p = float(stats.chi2.sf((deviation**2).sum(), free)) if free else float("nan")
+    return PowerLaw(fitted, np.log(drawn) @ solve.T, p)
+
+
 ATTENTION = ("Self-attention", "Transformer")  # as in the paper, trained at the last position
 
 
@@ -288,8 +345,7 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     verdict = "does not hold" if (high < 0).any() else "holds" if (low > 0).all() else "cannot be told apart from noise"
     evidence = ", ".join(
-        f"{signed(m)} ({signed(a)} to {signed(b)}) at {as_text(cost)}"
-        for cost, m, a, b in zip(costs, middle, low, high, strict=True)
+        f"{with_ends(m, a, b)} at {as_text(cost)}" for cost, m, a, b in zip(costs, middle, low, high, strict=True)
     )
     span = f"each at its best context and learning rate for {as_text(costs[0])} to {as_text(costs[-1])} needed FLOPs"
     return {"C2": (f"{span}, **{verdict}**", f"best MLP − best attention at equal FLOPs: {evidence}")}

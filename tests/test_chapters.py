@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -53,6 +54,13 @@ def test_a_chapter_with_its_corpus_shows_no_banner(shown, monkeypatch):
     monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
     assert chapters.start("tiny_shakespeare").stands_in_for is None
     assert shown == []
+
+
+def test_tables_of_a_chapter_show_long_cells_whole(shown, monkeypatch):
+    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
+    with pd.option_context("display.max_colwidth", 10):
+        chapters.start("tiny_shakespeare")
+        assert "long " * 30 in pd.DataFrame({"a": ["long " * 30]}).to_html()
 
 
 def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):

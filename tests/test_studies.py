@@ -177,3 +177,40 @@ def test_c2_is_asked_again_at_equal_compute(attention, verdict):
     some = {e: r for e, r in found.items() if e.model.context != 128 or e.training.epochs == 1}
     few = studies.again_at_equal_compute(some)["C2"][1]  # as far as all families have come
     assert few.count(" at 10") == 1 and studies.again_at_equal_compute({}) == {}
+
+
+def test_curves_cross_where_a_difference_begins_to_stay_above_zero():
+    costs = np.array([1.0, 10.0, 100.0, 1000.0])
+    differences = np.array(
+        [[-1, -1, 1, 1], [-1, -3, 1, 2], [1, -1, 1, 1], [1, 1, 1, 1], [-1, 1, 1, -1], [-1, -1, -1, 0], [0, 2, 2, 2]]
+    )
+    crossed = studies.above_from(costs, differences)
+    np.testing.assert_allclose(crossed, [10**1.5, 10**1.75, 10**1.5, 0, np.inf, np.inf, 1])
+
+
+def powers(exponent, bend=0.0, noise=0.02, n=6, draws=4000, seed=0):
+    """Costs, losses on a power law with a bend and noise, and what other seeds would have given."""
+    costs, generator = np.geomspace(1e11, 3e13, n), np.random.default_rng(seed)
+    x = np.log(costs / 1e12)
+    losses = 2 * np.exp(-exponent * x + bend * x**2) + generator.normal(0, noise, n)
+    return costs, losses, losses + generator.normal(0, noise, (draws, n))
+
+
+def test_a_power_law_is_found_and_says_what_it_would_at_other_costs():
+    costs, losses, drawn = powers(0.05, noise=1e-6)
+    law = studies.power_law(costs, losses, drawn)
+    assert law.exponent() == pytest.approx((0.05, 0.05, 0.05), abs=1e-5)
+    assert law.loss(1e15) == pytest.approx([2 * 1000**-0.05] * 3, abs=1e-4) and law.p > 0.01
+    line = studies.power_law(costs[:2], losses[:2], drawn[:, :2])  # through two points, and nothing left to judge by
+    assert line.loss(costs[1])[0] == pytest.approx(losses[1]) and np.isnan(line.p)
+
+
+def test_the_interval_of_an_exponent_covers_it_and_p_is_uniform_when_the_law_is_true():
+    laws = [studies.power_law(*powers(0.05, draws=400, seed=s)) for s in range(400)]
+    covered = np.mean([low < 0.05 < high for _, low, high in (law.exponent() for law in laws)])
+    assert 0.9 < covered < 0.98
+    assert 0.02 < np.mean([law.p < 0.05 for law in laws]) < 0.09
+
+
+def test_a_bend_is_told_from_a_power_law():
+    assert studies.power_law(*powers(0.05, bend=0.02)).p < 1e-3
