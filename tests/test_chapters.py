@@ -60,7 +60,7 @@ def test_tables_of_a_chapter_show_long_cells_whole(shown, monkeypatch):
     monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
     with pd.option_context("display.max_colwidth", 10):
         chapters.start("tiny_shakespeare")
-        assert 99 * "-" in pd.DataFrame({"a": [99 * "-"]}).to_html()
+        assert 99 * "-" in pd.DataFrame({"a": [99 * "-"]})._repr_html_()
 
 
 def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):
