@@ -30,7 +30,7 @@ help:
 # The files made here change only when what they list changes. A step that depends on one runs when content changed,
 # was added or was removed; dates do not matter.
 keep-if-same = cmp -s $@ $@.new && rm $@.new || mv $@.new $@
-checksums = find $(wildcard $(1)) -type f ! -name '*.pyc' ! -path '*/.ipynb_checkpoints/*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum
+checksums = find $(wildcard $(1)) -type f ! -name '*.pyc' ! -path '*/.*' | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cksum
 
 .venv/.wanted: FORCE
 	@mkdir -p .venv
@@ -65,10 +65,10 @@ book: _build/html/.complete
 # from .run/ran, where each lies as it ran. The longest comes first. xargs rather than pytest-xdist, since that lets a
 # waiting chapter queue behind a long one. The site is built aside and moved into place whole.
 _build/html/.complete: .run/sources
-	@rm -rf _build/html .run/book .run/results .run/glued .run/_build
+	@rm -rf _build/html .run/book .run/glued .run/_build
 	@cmp -s .run/common .run/ran/common || rm -rf .run/ran
 	@mkdir -p .run/ran && cp .run/common .run/ran/common
-	@cp -R $(wildcard book results) _config.yml _toc.yml .run/
+	@cp -R book _config.yml _toc.yml .run/
 	@cd .run/book && for n in $$(ls -r *.ipynb); do \
 	  if cmp -s $$n ../ran/$$n.source && [ -f ../ran/$$n ]; then cp ../ran/$$n $$n; \
 	  else rm -f ../ran/$$n; cp $$n ../ran/$$n.source; echo $$n; fi; done > ../stale

@@ -55,6 +55,8 @@ def run(
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
     if suite != "paper" and group:
         raise typer.BadParameter(f"only the suite paper has groups, not {suite.value}", param_hint="--group")
+    if device == Device.cuda and not torch.cuda.is_available():
+        raise typer.BadParameter("PyTorch finds no GPU here; use auto or cpu", param_hint="--device")
     where = device.value if device != Device.auto else "cuda" if torch.cuda.is_available() else "cpu"
     records = Store(store or RESULTS / suite.value)
     keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
@@ -134,7 +136,7 @@ def status(
     out.print(table)
     out.print(
         "Test NLL in nats per token, mean over seeds on the paper's test windows and on the whole test split.\n"
-        "agrees: within 0.03 nats or 3 standard deviations of the paper's figure."
+        f"agrees: within {paper.AGREE} nats or 3 standard deviations of the paper's figure."
     )
 
 

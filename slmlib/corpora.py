@@ -112,9 +112,9 @@ class Corpus:
     vocabulary: Vocabulary = field(repr=False)
     stands_in_for: str | None = None  # the corpus that could not be had, where this one replaces it
 
-    def head(self, train: int | None = None, valid: int | None = None, test: int | None = None) -> "Corpus":
-        """The same corpus cut to the first so many tokens of each split; the vocabulary stays whole."""
-        return replace(self, train=self.train[:train], valid=self.valid[:valid], test=self.test[:test])
+    def head(self, train: int | None) -> "Corpus":
+        """The same corpus with the first so many tokens of its train split, all if None; the vocabulary stays whole."""
+        return replace(self, train=self.train[:train])
 
 
 def data_folder() -> Path:

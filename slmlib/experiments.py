@@ -18,12 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from filelock import FileLock
 
-from .corpora import Corpus, load_corpus
+from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, load_corpus
 from .flops import count_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
 from .training import TrainingConfig, epochs_done, evaluate, fit
@@ -218,9 +219,7 @@ def _corpus(name: str, train_tokens: int | None) -> Corpus:
 _one_at_a_time = threading.Lock()  # within a process, since training seeds the process's random generator
 
 
-def run(
-    experiment: Experiment, store: Store, device: str = "cpu", progress: bool = False, keep_checkpoint: bool = False
-) -> Record:
+def run(experiment: Experiment, store: Store, device: str = "cpu", keep_checkpoint: bool = False) -> Record:
     """The record of an experiment: out of the store, or by running it and keeping the record there.
 
     A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record,
@@ -230,7 +229,6 @@ def run(
         experiment: what to run.
         store: where its record is looked for and put.
         device: ``cpu`` or ``cuda``.
-        progress: show a bar.
         keep_checkpoint: leave the last one, for the same experiment with more epochs to go on from.
 
     Raises:
@@ -248,7 +246,7 @@ def run(
         checkpoint = store.running(experiment, "safetensors")
         if epochs_done(checkpoint) > training.epochs:  # kept by a longer run: leave it alone
             checkpoint = store.running(experiment, f"{training.epochs}.safetensors")
-        history = fit(model, corpus, training, experiment.seed, progress, checkpoint)
+        history = fit(model, corpus, training, experiment.seed, False, checkpoint)
         began = time.perf_counter()
         first = training.eval_from
         test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
@@ -370,7 +368,7 @@ def process_pool(workers: int) -> Iterator[Executor]:
 
     An error or Ctrl-C inside stops what they are at.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    pool = _Pool(workers, multiprocessing.get_context("spawn"), _start_worker)
     with pool:
         try:
             yield pool
@@ -381,10 +379,36 @@ def process_pool(workers: int) -> Iterator[Executor]:
             raise
 
 
+class _Pool(ProcessPoolExecutor):
+    """Its workers, told to stop, drop what they are at and what they have taken ahead; then the pool ends in order."""
+
+    def submit(self, function, /, *args, **kwargs):
+        return super().submit(_at_work, function, *args, **kwargs)
+
+
+_worker = SimpleNamespace(busy=False, stopped=False)  # of this process, where it is one
+
+
+def _at_work(function, *args, **kwargs):
+    _worker.busy = True
+    try:
+        if _worker.stopped:
+            sys.exit()
+        return function(*args, **kwargs)
+    finally:
+        _worker.busy = False
+
+
+def _stop(*_):
+    _worker.stopped = True
+    if _worker.busy:  # else it waits for work, and an exception would spoil the queue for the others
+        sys.exit()
+
+
 def _start_worker():
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to its workers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # ends the run under way, and lets the pool end in order
+    signal.signal(signal.SIGTERM, _stop)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -417,7 +441,7 @@ class Remaining:
         self._spent += sum(record.seconds.values())
 
     def seconds(self) -> float | None:
-        """Estimated seconds until all are done; None without a record to judge by."""
+        """Estimated seconds until all are done; None without a record, or without the corpus, to judge by."""
         left = [e for e in self.wanted if e not in self.finished]
         if not self._records:
             return None if left else 0.0
@@ -428,13 +452,16 @@ class Remaining:
         work = 0.0
         for e in left:
             like = took.get(replace(e, seed=0))
-            work += sum(like) / len(like) if like else _training_flops(replace(e, seed=0)) / speed
+            try:
+                work += sum(like) / len(like) if like else _training_flops(replace(e, seed=0)) / speed
+            except (CorpusUnavailable, CorpusDamaged):  # the run itself will say so
+                return None
         running = max(0.0, self.workers * (time.monotonic() - self._began) - self._spent)
         return max(0.0, work - running) / max(1, min(self.workers, len(left)))
 
     def __str__(self) -> str:
         seconds = self.seconds()
         if seconds is None:
-            return "time left: unknown before the first record"
+            return "time left: unknown"
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"about {hours} h {minutes:02} min left" if hours else f"about {minutes} min left"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
+from .paper import AGREE
 from .training import History
 
 GREY = "#7d7d7d"  # contrast of about 4 : 1 on white and on the theme's dark page alike
@@ -185,16 +186,14 @@ def frontier(
     series: Mapping[str, Mapping[float, Sequence[float]]],
     xlabel: str,
     yardsticks: Mapping[str, float] | None = None,
-    ylabel: str = "test NLL, nats per token",
 ) -> Figure:
-    """Loss against compute on a log axis, a panel per model: means over seeds with 95 % intervals from two seeds up.
+    """Test loss against compute on a log axis, a panel per model: means over seeds, 95 % intervals from two seeds up.
 
     Args:
         series: ``{"MLP T=8": {FLOPs: NLL of each seed}}``; the families of one model share a panel, where each is
             labelled with its context, and are grey in the others.
         xlabel: which FLOPs.
         yardsticks: name -> NLL, drawn as dotted lines.
-        ylabel: which loss.
     """
     models = list(dict.fromkeys(family.rpartition(" ")[0] for family in series))
     rows = -(-len(models) // 2)
@@ -224,7 +223,7 @@ def frontier(
         axes[-1, 1].remove()
         axes[max(0, rows - 2), 1].tick_params(labelbottom=True)
     fig.supxlabel(xlabel, fontsize=10, color=GREY)
-    fig.supylabel(ylabel, fontsize=10, color=GREY)
+    fig.supylabel("test NLL, nats per token", fontsize=10, color=GREY)
     return fig
 
 
@@ -289,15 +288,14 @@ def dots(
     return fig
 
 
-def differences(rows: Mapping[str, Sequence[float]], agree: float = 0.03) -> Figure:
+def differences(rows: Mapping[str, Sequence[float]]) -> Figure:
     """A row per run of the paper: each seed's test NLL minus the paper's figure (dots), and their mean (bar).
 
     Args:
-        rows: by label, one difference a seed; a row may be empty.
-        agree: the half width of the shaded band round 0.
+        rows: by label, one difference a seed; a row may be empty. Shaded: what agrees, by ``paper.AGREE``.
     """
     fig, ax = plt.subplots(figsize=(5.8, 0.27 * len(rows) + 0.9))
-    ax.axvspan(-agree, agree, color=GREY, alpha=0.18, lw=0)
+    ax.axvspan(-AGREE, AGREE, color=GREY, alpha=0.18, lw=0)
     ax.axvline(0, color=GREY, lw=1)
     for row, values in enumerate(rows.values()):
         ax.plot(values, [row] * len(values), "o", color=MODELS["MLP"][0], ms=5, alpha=0.6, mew=0)
@@ -343,7 +341,7 @@ def stacked(rows: Mapping[str, Mapping[str, float]], xlabel: str, scale: float =
     fig, ax = plt.subplots(figsize=(5.8, 0.42 * len(rows) + 1.6))
     components = list(dict.fromkeys(c for parts in rows.values() for c in parts))
     ends = np.zeros(len(rows))
-    for component, (colour, _) in zip(components, _SPARE, strict=False):
+    for component, (colour, _) in _looks(components).items():
         widths = np.array([parts.get(component, 0) / scale for parts in rows.values()])
         ax.barh(range(len(rows)), widths, left=ends, color=colour, label=component, height=0.7)
         ends += widths

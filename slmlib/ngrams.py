@@ -32,7 +32,12 @@ class Additive:
         return keys
 
     def fit(self, ids: Tensor) -> "Additive":
-        """Count the n-grams of 1-D ``ids``; returns the model itself."""
+        """Count the n-grams of 1-D ``ids``; returns the model itself.
+
+        Raises:
+            ValueError: if ``ids`` is not 1-D, has an id outside the vocabulary, or fewer tokens than the order.
+        """
+        ids = torch.from_numpy(_checked(ids, self.vocab_size, self.order))
         grams = {length: self._keys(ids, length) for length in range(1, self.order + 1)}
         # Histories are counted where a token follows: as the n-grams one longer, less their last digit.
         self._grams = {n: torch.unique(k, return_counts=True) for n, k in grams.items()}
@@ -43,9 +48,13 @@ class Additive:
         """NLL in nats of each token of 1-D ``ids`` given those before it, (len(ids),) float64.
 
         The first tokens, which have fewer than n - 1 before them, are scored by the shorter n-grams.
+
+        Raises:
+            ValueError: if ``ids`` is not 1-D or has an id outside the vocabulary.
         """
-        parts = []
-        for n in range(1, self.order + 1):
+        ids = torch.from_numpy(_checked(ids, self.vocab_size))
+        parts = [torch.zeros(0, dtype=torch.float64)]
+        for n in range(1, min(self.order, len(ids)) + 1):
             keys = self._keys(ids if n == self.order else ids[:n], n)
             seen = _look_up(*self._grams[n], keys) + self.alpha
             history = _look_up(*self._histories[n], keys // self.vocab_size) + self.alpha * self.vocab_size
@@ -103,9 +112,7 @@ class KneserNey:
         Raises:
             ValueError: if ``ids`` is not 1-D, has an id outside the vocabulary, or fewer tokens than the order.
         """
-        tokens = self._checked(ids)
-        if len(tokens) < self.order:
-            raise ValueError(f"{len(tokens)} tokens hold no {self.order}-gram: lower the order or give more text")
+        tokens = _checked(ids, self.vocab_size, self.order)
         grams = []  # for each length: keys, occurrences, number of the suffix and of the history of each n-gram
         shorter = np.zeros(len(tokens), np.int64)  # number of the (n-1)-gram that ends at a position
         for n in range(1, self.order + 1):
@@ -134,7 +141,7 @@ class KneserNey:
             ValueError: if it has not been fitted, or ``ids`` is not 1-D or has an id outside the vocabulary.
         """
         self._needs_fit()
-        tokens = self._checked(ids)
+        tokens = _checked(ids, self.vocab_size)
         p = np.full(len(tokens), 1 / self.vocab_size)
         shorter = np.zeros(len(tokens), np.int64)  # as in fit; -1 where it was never seen
         for n, level in enumerate(self._levels, start=1):
@@ -151,7 +158,7 @@ class KneserNey:
             ValueError: as ``nll`` does.
         """
         self._needs_fit()
-        context = self._checked(context)[max(0, len(context) - self.order + 1) :]
+        context = _checked(context, self.vocab_size)[max(0, len(context) - self.order + 1) :]
         every = np.arange(self.vocab_size)
         p = np.full(self.vocab_size, 1 / self.vocab_size)
         history, numbers = 0, np.zeros(self.vocab_size, np.int64)  # of the context's end, and of it with each token
@@ -190,14 +197,17 @@ class KneserNey:
         if not self._levels:
             raise ValueError("this KneserNey has counted nothing yet: call fit first")
 
-    def _checked(self, ids: Tensor) -> np.ndarray:
-        if ids.dim() != 1:
-            raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
-        tokens = ids.cpu().numpy().astype(np.int64)
-        if len(outside := np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))):
-            at = int(outside[0])
-            raise ValueError(f"id {tokens[at]} at position {at} is not from 0 to {self.vocab_size - 1}")
-        return tokens
+
+def _checked(ids: Tensor, vocab_size: int, at_least: int = 0) -> np.ndarray:
+    if ids.dim() != 1:
+        raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
+    tokens = ids.cpu().numpy().astype(np.int64)
+    if len(outside := np.flatnonzero((tokens < 0) | (tokens >= vocab_size))):
+        at = int(outside[0])
+        raise ValueError(f"id {tokens[at]} at position {at} is not from 0 to {vocab_size - 1}")
+    if len(tokens) < at_least:
+        raise ValueError(f"{len(tokens)} tokens hold no {at_least}-gram: lower the order or give more text")
+    return tokens
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:

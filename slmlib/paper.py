@@ -147,6 +147,9 @@ def differences(found: Records) -> dict[str, list[float]]:
     return {r.label: [record.test_nll - r.test_nll for record in found[r.label].values()] for r in RUNS}
 
 
+AGREE = 0.03  # nats: as far as a mean may be from the paper's figure and agree with it
+
+
 @dataclass(frozen=True)
 class Status:
     """How far one of the paper's runs has been rerun, and how its figure compares."""
@@ -162,10 +165,10 @@ class Status:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the mean is within 0.03 nats, or 3 s.d., of the paper's figure; None below two seeds."""
+        """Whether the mean is within ``AGREE``, or 3 s.d., of the paper's figure; None below two seeds."""
         if self.mean is None or self.sd is None:
             return None
-        return abs(self.mean - self.paper) <= max(0.03, 3 * self.sd)
+        return abs(self.mean - self.paper) <= max(AGREE, 3 * self.sd)
 
 
 def status(found: Records) -> list[Status]:
@@ -336,19 +339,22 @@ class Judgement:
     verdict: Verdict
 
 
-def judge(found: Records, claims: Sequence[Claim] = CLAIMS, level: float = 0.05) -> list[Judgement]:
+LEVEL = 0.05  # of the tests
+
+
+def judge(found: Records, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     """A verdict on each claim.
 
-    A claim *holds* if all its contrasts are above zero, *does not hold* if one is below zero, each at ``level``
+    A claim *holds* if all its contrasts are above zero, *does not hold* if one is below zero, each at ``LEVEL``
     after Holm's (1979) correction over all contrasts of all claims. Otherwise it *cannot be told apart from
     noise*; and where a contrast has fewer than two seeds there are *not enough records*.
     """
     raw = {c: _measure(c, found) for claim in claims for c in claim.contrasts}
-    adjusted = holm({c: f.p for c, f in raw.items() if f is not None})
+    adjusted = holm({c: 1.0 if f is None else f.p for c, f in raw.items()})  # what is still to come counts too
     judged = []
     for claim in claims:
         findings = tuple(replace(raw[c], p=adjusted[c]) for c in claim.contrasts if raw[c] is not None)
-        told = [f.p <= level for f in findings]
+        told = [f.p <= LEVEL for f in findings]
         if len(findings) < len(claim.contrasts):
             verdict = "not enough records"
         elif any(f.effect < 0 and t for f, t in zip(findings, told, strict=True)):

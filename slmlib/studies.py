@@ -274,9 +274,9 @@ def above_from(costs: np.ndarray, differences: np.ndarray) -> np.ndarray:
     """The cost from which on a difference stays above zero: for costs (n,) and differences (m, n), (m,).
 
     Interpolated between costs, linearly in their logarithm; 0 where it is above zero throughout, infinity where it
-    is not at the last cost.
+    is not at the last cost. No difference may be NaN.
     """
-    below = differences <= 0
+    below = ~(differences > 0)
     last = differences.shape[1] - 1 - below[:, ::-1].argmax(axis=1)  # the last cost at which it is not above
     found = []
     for row, i, ever in zip(differences, last, below.any(axis=1), strict=True):

@@ -41,7 +41,7 @@ def budget() -> str:
 
 
 class Diverged(FloatingPointError):
-    """The training loss became NaN or infinite."""
+    """The training or validation loss became NaN or infinite."""
 
     def __init__(self, step: int, loss: float, learning_rate: float, of: str = "loss"):
         super().__init__(
@@ -180,7 +180,7 @@ def fit(
             run = (
                 f"{type(model).__name__} {changed(model.config)} on {len(corpus.train)} tokens of {corpus.name}, "
                 f"{changed(replace(training, epochs=1))} an epoch, seed {seed}, PyTorch {torch.__version__}"
-            )
+            ) + (f" on {device.type}" if device.type != "cpu" else "")  # whose dropout has another stream
             if checkpoint.exists():
                 state.restore(checkpoint, run, training.epochs)
                 bar.update(len(history.step_losses))
@@ -309,7 +309,7 @@ def _keep_freed_memory():
         with suppress(AttributeError):  # musl has no mallopt
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim the heap
-            mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: take tensors from the heap
+            mallopt(-3, 2**30) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: tensors from the heap; older glibc takes less
 
 
 @contextmanager

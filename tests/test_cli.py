@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from slmlib.experiments import Experiment, Store
 from slmlib.models import MLPConfig
@@ -70,7 +71,18 @@ def test_stopped_and_started_again(tmp_path, everyone):
     assert again.returncode == 0, err
     assert all(path.read_bytes() == text for path, text in kept.items())  # not run again
     assert all(experiment(seed) in Store(tmp_path) for seed in range(n))
-    assert out.count("test NLL") == sum(experiment(seed).name in out for seed in range(n))
+    assert out.count("test NLL") == n - len(kept)
+
+
+def test_ctrl_c_ends_the_runs_under_way(tmp_path):
+    process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=4000)  # each would take a quarter of an hour
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob(".running/*.safetensors")):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
 
 
 def test_failing_runs_are_named(tmp_path):
@@ -85,6 +97,13 @@ def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count("test NLL") == 3 and all(experiment(seed, epochs=1) in Store(tmp_path) for seed in range(3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    process = start(tmp_path, "--device", "cuda")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "PyTorch finds no GPU here" in err and "Traceback" not in err
 
 
 def test_groups_are_the_papers(tmp_path):

@@ -141,11 +141,12 @@ def test_python_docs_is_the_whole_of_pydocs_topics_and_large_enough_to_stand_in(
     assert min(map(len, splits)) > 10_000 + 128  # the paper's evaluation windows fit
 
 
-def test_head_cuts_the_splits_and_keeps_the_vocabulary():
+def test_head_cuts_the_train_split_and_keeps_the_rest():
     ids = torch.arange(5)
     corpus = Corpus("toy", ids, ids, ids, Vocabulary(tuple("abcde"), "character"))
-    short = corpus.head(train=3, valid=1)
-    assert [len(split) for split in (short.train, short.valid, short.test)] == [3, 1, 5]
+    short = corpus.head(train=3)
+    assert [len(split) for split in (short.train, short.valid, short.test)] == [3, 5, 5]
+    assert len(corpus.head(train=None).train) == 5
     assert short.train.tolist() == [0, 1, 2]
     assert (short.name, short.vocabulary) == ("toy", corpus.vocabulary)
 

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from slmlib import experiments, training
-from slmlib.corpora import load_corpus
+from slmlib.corpora import CorpusUnavailable, load_corpus
 from slmlib.experiments import Experiment, Record, Remaining, Store, process_pool, run, run_all
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
 from slmlib.training import Diverged, TrainingConfig, epochs_done, evaluate, fit
@@ -741,6 +741,16 @@ def test_the_estimate_goes_by_like_runs_and_else_by_flops(store, monkeypatch):
     assert Remaining([MLP], store).seconds() == pytest.approx(3 * 60, abs=0.5)  # 3e9 FLOPs at 1e9 in 60 s
     assert Remaining([MLP], store, workers=8).seconds() == pytest.approx(3 * 60, abs=0.5)  # one run, one worker
     assert Remaining([replace(LINEAR, seed=7), *like], store).finished == {replace(LINEAR, seed=7)}
+
+
+def test_without_the_corpus_there_is_no_estimate_and_no_error(store, monkeypatch):
+    def unavailable(experiment):
+        raise CorpusUnavailable("no network")
+
+    monkeypatch.setattr(experiments, "_training_flops", unavailable)
+    store.put(took(replace(LINEAR, seed=7), 50.0))
+    assert str(Remaining([MLP], store)) == "time left: unknown"
+    assert Remaining([replace(LINEAR, seed=8)], store).seconds() == pytest.approx(50, abs=0.5)
 
 
 def test_time_spent_on_runs_under_way_counts(store, monkeypatch):

@@ -47,6 +47,22 @@ def test_a_large_vocabulary_needs_no_table_of_all_pairs():
     assert nll[1].item() == pytest.approx(-math.log(3 / 40_002))
 
 
+def test_a_text_shorter_than_the_order_is_scored_by_shorter_ngrams_alone():
+    model, text = Additive(4, V).fit(ids(40)), ids(9, seed=1)
+    for n in (0, 1, 2):
+        torch.testing.assert_close(model.nll(text[:n]), model.nll(text)[:n])
+
+
+@pytest.mark.parametrize("counted", [Additive(3, V), KneserNey(3, V)], ids=lambda m: type(m).__name__)
+def test_ids_that_cannot_be_counted_are_named(counted):
+    for bad, message in ((ids(2), "no 3-gram"), (ids(9).view(3, 3), "1-D"), (torch.tensor([0, 1, V]), f"id {V} at")):
+        with pytest.raises(ValueError, match=message):
+            counted.fit(bad)
+    counted.fit(ids(40))
+    with pytest.raises(ValueError, match="id -1 at position 1"):
+        counted.nll(torch.tensor([0, -1]))
+
+
 @pytest.mark.parametrize(
     "arguments", [(0, V), (2, 0), (2, V, 0.0), (2, V, math.nan), (5, 10_000)], ids=str
 )  # the last: 10,000^5 keys do not fit 63 bits

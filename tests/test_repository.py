@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tomllib
 import types
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +124,17 @@ def test_requirements_agree():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert f"python{project['requires-python']}" in environment
     assert {"pip": ["-r requirements.txt"]} in environment
+
+
+def test_what_is_pinned_runs_on_the_oldest_python_that_is_promised():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    for name in requirements((ROOT / "requirements.lock").read_text().splitlines()):
+        try:
+            needs = metadata(name).get("Requires-Python") or ""
+        except PackageNotFoundError:  # of another system
+            continue
+        assert SpecifierSet(needs).contains(oldest), f"{name} needs Python {needs}"
 
 
 def test_every_import_is_declared():
