@@ -287,6 +287,12 @@ def say(markdown: str) -> None:
     display(Markdown(markdown))
 
 
+def listed(items: Iterable[object]) -> str:
+    """As a list in a sentence: a, b and c."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def quote(key: str, value: object) -> None:
     """Keep a figure or a paragraph of Markdown under a key, for other pages of the built book to show."""
     try:

@@ -210,7 +210,7 @@ def frontier_points(
     return points
 
 
-def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray) -> np.ndarray:
+def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray, carried: bool = True) -> np.ndarray:
     """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN where that is not known.
 
     Between its runs a family's loss is interpolated linearly in the logarithm of the cost. Beyond its last run, and
@@ -220,11 +220,13 @@ def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray) -> 
     Args:
         families: ``{cost: loss}`` each.
         costs: positive, in FLOPs.
+        carried: False to take what was found at a cost even where less training gave better.
     """
     curves, firsts = [], []
     for family in families:
         paid = sorted(family)
-        best = np.minimum.accumulate([family[cost] for cost in paid])
+        best = np.array([family[cost] for cost in paid])
+        best = np.minimum.accumulate(best) if carried else best
         curves.append(np.interp(np.log(costs), np.log(paid), best, left=np.nan))
         firsts.append(np.where(costs < paid[0], best[0], np.inf))
     lowest = np.fmin.reduce(curves)
@@ -236,18 +238,18 @@ def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[flo
     """Means over seeds as other seeds might have given them: a parametric bootstrap.
 
     Each mean is drawn from a normal distribution around the one found, with the standard deviation between seeds,
-    pooled over all points (few seeds tell it badly one by one), over the square root of their number.
+    pooled over the costs of its family (few seeds tell it badly one by one), over the square root of their number.
     """
-    groups = [seeds for by_cost in points.values() for seeds in by_cost.values()]
-    spread = sum(np.var(seeds) * len(seeds) for seeds in groups) / max(1, sum(len(seeds) - 1 for seeds in groups))
-    return {
-        family: {cost: generator.normal(mean(seeds), (spread / len(seeds)) ** 0.5) for cost, seeds in by_cost.items()}
-        for family, by_cost in points.items()
-    }
+    drawn = {}
+    for family, by_cost in points.items():
+        groups = by_cost.values()
+        spread = sum(np.var(seeds) * len(seeds) for seeds in groups) / max(1, sum(len(seeds) - 1 for seeds in groups))
+        drawn[family] = {c: generator.normal(mean(seeds), (spread / len(seeds)) ** 0.5) for c, seeds in by_cost.items()}
+    return drawn
 
 
 def envelopes(
-    points: Points, architecture: str, costs: np.ndarray, draws: int = 1_000
+    points: Points, architecture: str, costs: np.ndarray, carried: bool = True, draws: int = 1_000
 ) -> tuple[np.ndarray, np.ndarray]:
     """The envelope of the families whose names begin so, at costs (n,): of the means (n,), and redrawn (draws, n).
 
@@ -256,8 +258,8 @@ def envelopes(
     families = {name: by_cost for name, by_cost in points.items() if name.startswith(architecture)}
     means = [{cost: mean(seeds) for cost, seeds in by_cost.items()} for by_cost in families.values()]
     generator = np.random.default_rng(list(architecture.encode()))
-    drawn = [envelope(redraw(families, generator).values(), costs) for _ in range(draws)]
-    return envelope(means, costs), np.array(drawn)
+    drawn = [envelope(redraw(families, generator).values(), costs, carried) for _ in range(draws)]
+    return envelope(means, costs, carried), np.array(drawn)
 
 
 def minus_best(
@@ -293,28 +295,29 @@ class PowerLaw:
 
     fitted: np.ndarray  # (2,): log a and −b
     drawn: np.ndarray  # (draws, 2)
-    p: float  # the probability of deviations as large as these if it is the law; nan where two costs leave none
+    p: float  # the probability of deviations at least as large as these if it is the law; nan for two costs
 
     def exponent(self) -> tuple[float, float, float]:
         """b, with the ends of its 95 % interval."""
         return (-self.fitted[1], *np.percentile(-self.drawn[:, 1], [2.5, 97.5]))
 
-    def loss(self, cost: float) -> tuple[float, float, float]:
-        """What it says for a cost in FLOPs, with the ends of the 95 % interval."""
+    def loss(self, cost: float) -> tuple[float, float]:
+        """What it says for a cost in FLOPs, and the standard deviation of that over the draws."""
         x = np.array([1, np.log(cost / 1e12)])
-        return (np.exp(self.fitted @ x), *np.percentile(np.exp(self.drawn @ x), [2.5, 97.5]))
+        return np.exp(self.fitted @ x), np.exp(self.drawn @ x).std()
 
 
-def power_law(costs: np.ndarray, losses: np.ndarray, drawn: np.ndarray) -> PowerLaw:
+def power_law(costs: np.ndarray, losses: np.ndarray, drawn: np.ndarray, known_from: int) -> PowerLaw:
     """Fit a power law of the cost (Kaplan et al., 2020, without a floor) to losses.
 
-    By least squares in the logarithm of the loss, each deviation in units of its bootstrap standard deviation; the
-    sum of their squares is held against the chi-squared distribution with n − 2 degrees of freedom.
+    By least squares in the logarithm of the loss, each deviation in units of its bootstrap standard deviation. The
+    mean of their squares over n − 2 is held against an F distribution, as for independent deviations.
 
     Args:
         costs: (n,) in FLOPs, at least two.
         losses: (n,) in nats.
         drawn: (draws, n), the losses as other seeds might have given them.
+        known_from: degrees of freedom of the standard deviation that they were drawn with.
     """
     spread = drawn.std(axis=0) / losses  # of the logarithm
     design = np.stack([np.ones(len(costs)), np.log(costs / 1e12)], axis=1)
@@ -322,7 +325,7 @@ def power_law(costs: np.ndarray, losses: np.ndarray, drawn: np.ndarray) -> Power
     fitted = solve @ np.log(losses)
     deviation = (np.log(losses) - design @ fitted) / spread
     free = len(costs) - 2
-    p = float(stats.chi2.sf((deviation**2).sum(), free)) if free else float("nan")
+    p = float(stats.f.sf((deviation**2).sum() / free, free, known_from)) if free else float("nan")
     return PowerLaw(fitted, np.log(drawn) @ solve.T, p)
 
 
@@ -347,7 +350,8 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
     evidence = ", ".join(
         f"{with_ends(m, a, b)} at {as_text(cost)}" for cost, m, a, b in zip(costs, middle, low, high, strict=True)
     )
-    span = f"each at its best context and learning rate for {as_text(costs[0])} to {as_text(costs[-1])} needed FLOPs"
+    spent = f"{as_text(costs[0])} to {as_text(costs[-1])} needed FLOPs"
+    span = f"each by the paper's scoring, at its best context and learning rate for {spent}"
     return {"C2": (f"{span}, **{verdict}**", f"best MLP − best attention at equal FLOPs: {evidence}")}
 
 

@@ -70,6 +70,10 @@ def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):
     assert "slm-banner" in shown[0].data and "mean nothing" in shown[0].data
 
 
+def test_a_list_in_a_sentence():
+    assert [chapters.listed(items) for items in ("a", "ab", (1, 2, 3))] == ["a", "a and b", "1, 2 and 3"]
+
+
 def test_findings_are_asserted_at_the_reduced_budget_only(monkeypatch):
     corpus = corpora.load_corpus("python-docs")
     for budget, asserted in (("smoke", False), ("reduced", True), ("paper", False)):
