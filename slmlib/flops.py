@@ -107,4 +107,4 @@ def as_text(flops: float) -> str:
     """A number of FLOPs as text, to two digits: 3 · 10¹², or 10¹²."""
     digits, exponent = f"{flops:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if float(digits) == 1 else f"{float(digits):g} · {power}"
+    return power if float(digits) == 1 else f"{float(digits):g}\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}{power}"

@@ -184,6 +184,8 @@ def frontier(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]
     return wanted
 
 
+Losses = float | np.ndarray
+
 #: For each family a loss of each seed in nats, by the FLOPs that it was trained for.
 Points = Mapping[str, Mapping[float, Sequence[float]]]
 
@@ -210,7 +212,7 @@ def frontier_points(
     return points
 
 
-def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray, carried: bool = True) -> np.ndarray:
+def envelope(families: Collection[Mapping[float, Losses]], costs: np.ndarray, carried: bool = True) -> np.ndarray:
     """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN where that is not known.
 
     Between its runs a family's loss is interpolated linearly in the logarithm of the cost. Beyond its last run, and
@@ -218,24 +220,25 @@ def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray, car
     nothing was run, nor where a family that has its first run only at a higher cost does better there: it might here.
 
     Args:
-        families: ``{cost: loss}`` each.
+        families: ``{cost: loss}`` each; or ``{cost: losses (draws,)}``, for an envelope (draws, n).
         costs: positive, in FLOPs.
         carried: False to take what was found at a cost even where less training gave better.
     """
     curves, firsts = [], []
     for family in families:
         paid = sorted(family)
-        best = np.array([family[cost] for cost in paid])
-        best = np.minimum.accumulate(best) if carried else best
-        curves.append(np.interp(np.log(costs), np.log(paid), best, left=np.nan))
-        firsts.append(np.where(costs < paid[0], best[0], np.inf))
+        best = np.stack([family[cost] for cost in paid], axis=-1)
+        best = np.minimum.accumulate(best, axis=-1) if carried else best
+        weights = [np.interp(np.log(costs), np.log(paid), one, left=np.nan) for one in np.eye(len(paid))]
+        curves.append(best @ np.array(weights))
+        firsts.append(np.where(costs < paid[0], best[..., :1], np.inf))
     lowest = np.fmin.reduce(curves)
     dearest = max(cost for family in families for cost in family)
     return np.where((costs <= dearest) & (lowest <= np.min(firsts, axis=0)), lowest, np.nan)
 
 
-def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[float, float]]:
-    """Means over seeds as other seeds might have given them: a parametric bootstrap.
+def redraw(points: Points, draws: int, generator: np.random.Generator) -> dict[str, dict[float, np.ndarray]]:
+    """Means over seeds as other seeds might have given them, (draws,) each: a parametric bootstrap.
 
     Each mean is drawn from a normal distribution around the one found, with the standard deviation between seeds,
     pooled over the costs of its family (few seeds tell it badly one by one), over the square root of their number.
@@ -244,7 +247,9 @@ def redraw(points: Points, generator: np.random.Generator) -> dict[str, dict[flo
     for family, by_cost in points.items():
         groups = by_cost.values()
         spread = sum(np.var(seeds) * len(seeds) for seeds in groups) / max(1, sum(len(seeds) - 1 for seeds in groups))
-        drawn[family] = {c: generator.normal(mean(seeds), (spread / len(seeds)) ** 0.5) for c, seeds in by_cost.items()}
+        drawn[family] = {
+            cost: generator.normal(mean(seeds), (spread / len(seeds)) ** 0.5, draws) for cost, seeds in by_cost.items()
+        }
     return drawn
 
 
@@ -257,9 +262,8 @@ def envelopes(
     """
     families = {name: by_cost for name, by_cost in points.items() if name.startswith(architecture)}
     means = [{cost: mean(seeds) for cost, seeds in by_cost.items()} for by_cost in families.values()]
-    generator = np.random.default_rng(list(architecture.encode()))
-    drawn = [envelope(redraw(families, generator).values(), costs, carried) for _ in range(draws)]
-    return envelope(means, costs, carried), np.array(drawn)
+    drawn = redraw(families, draws, np.random.default_rng(list(architecture.encode())))
+    return envelope(means, costs, carried), envelope(drawn.values(), costs, carried)
 
 
 def minus_best(

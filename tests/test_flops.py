@@ -168,8 +168,8 @@ def test_the_committed_records_counted_what_the_closed_form_says():
 def test_flops_as_text():
     assert [as_text(x) for x in (1e11, 3e12, 2.54e13, 9.96e9, 250)] == [
         "10¹¹",
-        "3 · 10¹²",
-        "2.5 · 10¹³",
+        "3\xa0·\xa010¹²",
+        "2.5\xa0·\xa010¹³",
         "10¹⁰",
-        "2.5 · 10²",
+        "2.5\xa0·\xa010²",
     ]

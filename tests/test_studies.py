@@ -155,6 +155,14 @@ def test_the_envelope_is_the_best_that_a_cost_buys():
     )
 
 
+def test_envelopes_of_many_draws_at_once_are_those_of_each():
+    generator, costs = np.random.default_rng(0), np.array([5.0, 20.0, 100.0, 3000.0])
+    drawn = [{c: generator.normal(2, 1, 50) for c in paid} for paid in ((1.0, 10.0, 1e4), (10.0, 100.0))]
+    for carried in (True, False):
+        each = [studies.envelope([{c: v[i] for c, v in f.items()} for f in drawn], costs, carried) for i in range(50)]
+        np.testing.assert_allclose(studies.envelope(drawn, costs, carried), each)
+
+
 def test_redrawn_means_scatter_as_the_means_of_seeds_do():
     half = 0.3 / 2**0.5  # of two seeds, for a standard deviation of 0.3
     points = {
@@ -162,14 +170,14 @@ def test_redrawn_means_scatter_as_the_means_of_seeds_do():
         "b": {1.0: [1.0, 1.1, 1.2], 2.0: [5.0 - half, 5.0 + half]},
         "c": {1.0: [4.0]},
     }
-    draws = [studies.redraw(points, generator) for generator in [np.random.default_rng(0)] for _ in range(4000)]
+    drawn = studies.redraw(points, 4000, np.random.default_rng(0))
     for family, cost, centre, spread, n in (
         ("a", 1.0, 2.2, 0.2, 3),
         ("b", 1.0, 1.1, (0.1**2 * 2 + 0.3**2) ** 0.5 / 3**0.5, 3),
         ("b", 2.0, 5.0, (0.1**2 * 2 + 0.3**2) ** 0.5 / 3**0.5, 2),
         ("c", 1.0, 4.0, 0.0, 1),
     ):
-        values = [draw[family][cost] for draw in draws]
+        values = drawn[family][cost]
         assert np.mean(values) == pytest.approx(centre, abs=0.01)
         assert np.std(values) == pytest.approx(spread / n**0.5, rel=0.05)
 
@@ -182,7 +190,9 @@ def test_c2_is_asked_again_at_equal_compute(attention, verdict):
 
     found = {e: replace(r, test_nll_whole=r.valid[0]) for e, r in complete(loss).items()}
     (said, evidence) = studies.again_at_equal_compute(found)["C2"]
-    assert f"**{verdict}" in said and evidence.count(" at 10") + evidence.count(" at 3 · 10") == len(studies.BUDGETS)
+    assert f"**{verdict}" in said and evidence.count(" at 10") + evidence.count(" at 3\xa0·\xa010") == len(
+        studies.BUDGETS
+    )
     assert {-1.0: "−1.000", 0.8: "+0.800", 0.0: "0.000"}[attention - 1.0] in evidence
     some = {e: r for e, r in found.items() if e.model.context != 128 or e.training.epochs == 1}
     few = studies.again_at_equal_compute(some)["C2"][1]  # as far as all families have come
