@@ -42,6 +42,13 @@ def start(store, *arguments, epochs=6, rate=3e-4, most="seeds"):
     )
 
 
+def wait_for(pattern, folder, process):
+    until = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+
+
 def experiment(seed, epochs=6):
     training = TrainingConfig(epochs=epochs, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
     return Experiment("python-docs", MLPConfig(context=4, d_model=8, hidden=16), training, seed)
@@ -50,10 +57,7 @@ def experiment(seed, epochs=6):
 @pytest.mark.parametrize("everyone", [True, False], ids=["Ctrl-C in a terminal", "SIGINT to the command alone"])
 def test_stopped_and_started_again(tmp_path, everyone):
     process = start(tmp_path, "--seeds", "40", "--workers", "2")
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("*.json")):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.02)
+    wait_for("*.json", tmp_path, process)
     if everyone:
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -76,10 +80,7 @@ def test_stopped_and_started_again(tmp_path, everyone):
 
 def test_ctrl_c_ends_the_runs_under_way(tmp_path):
     process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=4000)  # each would take a quarter of an hour
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob(".running/*.safetensors")):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.02)
+    wait_for(".running/*.safetensors", tmp_path, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err, err
@@ -115,10 +116,7 @@ def test_groups_are_the_papers(tmp_path):
 def test_workers_end_with_the_command(tmp_path):
     """Killed outright it cannot tell them to."""
     process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=400)
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob(".running/*.safetensors")):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.02)
+    wait_for(".running/*.safetensors", tmp_path, process)
     process.kill()
     process.wait()
     time.sleep(2)
