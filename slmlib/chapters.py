@@ -210,7 +210,11 @@ def _counted_as(corpus: str, train_tokens: int | None) -> tuple[str, Tensor] | N
 def verdict(claim: str) -> str:
     """What the published records say of a claim of the paper, as Markdown: verdict, test, effects, intervals."""
     judged = next(j for j in paper.judge(records()) if j.claim.id == claim)
-    lines = [f"**{claim}, *{judged.claim.statement}*: {judged.verdict}.** Tested: {judged.claim.asks}", ""]
+    lines = [
+        f"**{claim}, *{judged.claim.statement}*: {judged.verdict}.** Tested: {judged.claim.asks} "
+        "{numref}`ch-verdicts` says how verdicts are reached.",
+        "",
+    ]
     for f in judged.findings:
         theirs = "" if f.contrast.paper is None else f"; the paper's single runs: {signed(f.contrast.paper)}"
         seeds = f"{f.n} seeds {'paired' if f.contrast.paired else 'a side'}"

@@ -1,4 +1,4 @@
-"""Floating-point operations of the models: closed forms in three ledgers, and PyTorch's counter to hold them against.
+"""Floating-point operations of the models: closed forms in four ledgers, and PyTorch's counter to hold them against.
 
 All count matrix products, a multiply-add as 2, as PyTorch's ``FlopCounterMode`` does; norms, softmax, dropout,
 residual sums, embedding look-ups and the optimiser are outside. The backward pass of a product costs two of its size:
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
 
-Ledger = Literal["paper", "written", "needed"]
+Ledger = Literal["paper", "written", "needed", "absorbed"]
 Scored = Literal["last", "every"]
 
 
@@ -34,6 +34,11 @@ def forward_flops(
     ``needed`` charges what the scored positions need, which is what ``slmlib`` computes. The last layer needs keys and
     values everywhere, 4TC², but queries 2SC², q kᵀ and a v 2STC each, output 2SC² and feed-forward 4SCF at S positions.
     For the linear model and the MLP, and where every position is scored, it equals ``written``.
+
+    ``absorbed`` is ``needed`` without keys and values in the last layer where one position is scored, which nothing in
+    ``slmlib`` computes: q · W_K x = (W_Kᵀ q) · x and Σ a W_V x = W_V Σ a x (DeepSeek-AI, 2024, on inference). Query,
+    W_Kᵀ q and the value matrix cost 2C² each, the two products over the T inputs of each of H heads 2THC each. Rotary
+    positions stand between W_K and the query, so there the keys remain: 2TC² and 2TC. Otherwise it equals ``needed``.
 
     ``paper`` is the paper's figure: 2 · parameters · T, for every architecture alike.
 
@@ -56,12 +61,18 @@ def forward_flops(
         return {"first layer": 2 * T * C * h, "second layer": 2 * h * h, "head": 2 * h * V}
     S = T if scored == "every" else 1
     full = [T] * config.layers  # the positions at which each layer works
-    if ledger == "needed":
+    if ledger != "written":
         full[-1] = S
     matrices = 3 if config.ff_kind == "swiglu" else 2
+    qkv = [2 * s * C * C + 4 * T * C * C for s in full]
+    attention = [4 * s * T * C for s in full]
+    if ledger == "absorbed" and scored == "last":
+        H, rotary = config.heads, config.positions == "rope"
+        qkv[-1] = 4 * C * C + (2 * T * C * C if rotary else 2 * C * C)
+        attention[-1] = 2 * T * H * C + (2 * T * C if rotary else 2 * T * H * C)
     return {
-        "queries, keys, values": sum(2 * s * C * C + 4 * T * C * C for s in full),
-        "attention": sum(4 * s * T * C for s in full),
+        "queries, keys, values": sum(qkv),
+        "attention": sum(attention),
         "output matrix": sum(2 * s * C * C for s in full),
         "feed-forward": sum(2 * matrices * s * C * config.ff_width for s in full),
         "head": 2 * S * C * V,

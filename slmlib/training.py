@@ -151,7 +151,7 @@ def fit(
             ``checkpoint`` is of another run or none.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     device = next(model.parameters()).device
     windows = Windows(corpus.train.to(device), model.config.context)
     there = len(_evaluated(corpus.valid, model.config.context, training.eval_from))
@@ -299,7 +299,7 @@ def _read_metadata(checkpoint: Path) -> dict[str, str]:
 
 
 @cache
-def _keep_freed_memory():
+def keep_freed_memory():
     """Ask the C library to reuse the memory of freed tensors instead of giving it back to the system.
 
     glibc gives blocks of megabytes back. The next training step gets them anew, page by page and zeroed, which takes

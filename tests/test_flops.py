@@ -116,6 +116,56 @@ def test_the_papers_figure(run):
     assert flops_per_window(run.model, V[run.corpus], "paper", backward=False) == closed
 
 
+def absorbed(attention, x):
+    """Attention at the last position, (B, T, C) -> (B, 1, C), its products regrouped as the ledger says."""
+    H, T = attention.heads, x.size(1)
+    W_q, W_k, W_v = attention.qkv.weight.chunk(3)
+    b_q, b_k, b_v = attention.qkv.bias.chunk(3)
+    q = F.linear(x[:, -1:], W_q, b_q).unflatten(-1, (H, -1)).transpose(1, 2)  # (B, H, 1, D)
+    D = q.size(-1)
+    if attention.rotary is None:
+        asked = (q[:, :, 0].transpose(0, 1) @ W_k.unflatten(0, (H, D))).transpose(0, 1)  # (B, H, C)
+        scores = asked @ x.transpose(1, 2)
+    else:
+        k = F.linear(x, W_k, b_k).unflatten(-1, (H, -1)).transpose(1, 2)
+        places = torch.arange(T)
+        scores = (attention.rotary(q, places[-1:]) @ attention.rotary(k, places).transpose(2, 3))[:, :, 0]
+    answer = ((scores / D**0.5).softmax(-1) @ x).transpose(0, 1)  # (H, B, C)
+    y = answer @ W_v.unflatten(0, (H, D)).transpose(1, 2)
+    return attention.out(y.transpose(0, 1).flatten(1) + b_v)[:, None]
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope", "none"])
+@pytest.mark.parametrize("shape", [{}, {"heads": 1}, {"context": 1}, {"context": 40, "heads": 4}], ids=str)
+@pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
+def test_absorbed_is_what_regrouped_products_cost(positions, shape, backward):
+    config = replace(SMALL, positions=positions, layers=1, **shape)
+    attention = build(config, 7, seed=0).blocks[0].attention.eval()
+    nn.init.normal_(attention.qkv.bias)  # zero at first, which would hide what becomes of it
+    x = 1 * torch.randn(3, config.context, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = attention(x, slice(-1, None))
+    with FlopCounterMode(display=False) as counter:
+        y = absorbed(attention, x)
+        if backward:
+            torch.autograd.grad(y.sum(), [x, *attention.parameters()], allow_unused=True)
+    torch.testing.assert_close(y, expected)
+    parts = forward_flops(config, 7, "absorbed")
+    of_attention = sum(parts.values()) - parts["feed-forward"] - parts["head"]
+    assert counter.get_total_flops() == 3 * (3 if backward else 1) * of_attention
+
+
+def test_only_the_last_layer_of_a_transformer_scored_at_one_position_absorbs():
+    deep = replace(SMALL, layers=3)
+    saved = [
+        flops_per_window(config, 7, "needed", backward=False) - flops_per_window(config, 7, "absorbed", backward=False)
+        for config in (replace(deep, layers=1), deep)
+    ]
+    assert saved[0] == saved[1] > 0
+    assert flops_per_window(deep, 7, "absorbed", scored="every") == flops_per_window(deep, 7, "needed", scored="every")
+    for config in (LinearConfig(), MLPConfig()):
+        assert flops_per_window(config, 7, "absorbed") == flops_per_window(config, 7, "needed")
+
+
 @pytest.mark.parametrize(
     "config", [LinearConfig(), MLPConfig(), TransformerConfig(layers=1), TransformerConfig()], ids=str
 )

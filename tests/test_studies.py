@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import log10
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from test_paper import made_up
 
 from slmlib import paper, studies
 from slmlib.experiments import RESULTS, Store
-from slmlib.flops import flops_per_window
+from slmlib.flops import Ledger, flops_per_window
 from slmlib.models import MLPConfig, build
 
 
@@ -129,7 +130,7 @@ def test_points_are_of_the_best_rate_over_seeds_at_the_ledgers_cost():
     found = complete(loss)
     last = studies.at_cost("MLP T=8", 1e13, 1e-3, 2)
     del found[studies.at_cost("MLP T=8", 3e13, 1e-3, 1)]  # a budget counts when all its seeds are in
-    for ledger in ("needed", "written", "paper"):
+    for ledger in get_args(Ledger):
         points = studies.frontier_points(found, ledger, lambda record: min(record.valid))
         assert list(points) == list(studies.FAMILIES)
         costs, seeds = zip(*points["MLP T=8"].items(), strict=True)
