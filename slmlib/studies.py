@@ -212,43 +212,58 @@ def frontier_points(
     return points
 
 
-def envelope(families: Collection[Mapping[float, Losses]], costs: np.ndarray, carried: bool = True) -> np.ndarray:
-    """The lowest loss that one of some families reaches for a cost: (n,) for costs (n,); NaN where that is not known.
+def lowest(families: Collection[Mapping[float, Losses]], costs: np.ndarray, carried: bool = True) -> np.ndarray:
+    """The lowest loss that one of some families reached for a cost: (n,) for costs (n,); NaN below all of their runs.
 
     Between its runs a family's loss is interpolated linearly in the logarithm of the cost. Beyond its last run, and
-    where more training made it worse, its best so far stands, up to the dearest run of any. It is not known where
-    nothing was run, nor where a family that has its first run only at a higher cost does better there: it might here.
+    where more training made it worse, its best so far stands.
 
     Args:
-        families: ``{cost: loss}`` each; or ``{cost: losses (draws,)}``, for an envelope (draws, n).
+        families: ``{cost: loss}`` each; or ``{cost: losses (draws,)}``, for (draws, n).
         costs: positive, in FLOPs.
         carried: False to take what was found at a cost even where less training gave better.
     """
-    curves, firsts = [], []
+    curves = []
     for family in families:
         paid = sorted(family)
         best = np.stack([family[cost] for cost in paid], axis=-1)
         best = np.minimum.accumulate(best, axis=-1) if carried else best
         weights = [np.interp(np.log(costs), np.log(paid), one, left=np.nan) for one in np.eye(len(paid))]
         curves.append(best @ np.array(weights))
-        firsts.append(np.where(costs < paid[0], best[..., :1], np.inf))
-    lowest = np.fmin.reduce(curves)
-    dearest = max(cost for family in families for cost in family)
-    return np.where((costs <= dearest) & (lowest <= np.min(firsts, axis=0)), lowest, np.nan)
+    return np.fmin.reduce(curves)
+
+
+def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray, carried: bool = True) -> np.ndarray:
+    """The lowest loss that one of some families reaches for a cost: ``lowest``, and NaN where that is not known.
+
+    It is not known where nothing was run; nor where a family that has its first run only at a higher cost does better
+    there: it might here; nor beyond the last run of a family that was the lowest when it stopped: it might be still.
+    """
+    known = np.isfinite(lowest(families, costs, carried))
+    for family in families:
+        first, last = min(family), max(family)
+        known &= ~((costs < first) & (family[first] < lowest(families, costs, carried)))
+        stopped = lowest([family], np.array([last]), carried) <= lowest(families, np.array([last]), carried)
+        known &= ~(stopped & (costs > last * (1 + 1e-9)))
+    return np.where(known, lowest(families, costs, carried), np.nan)
 
 
 def redraw(points: Points, draws: int, generator: np.random.Generator) -> dict[str, dict[float, np.ndarray]]:
     """Means over seeds as other seeds might have given them, (draws,) each: a parametric bootstrap.
 
-    Each mean is drawn from a normal distribution around the one found, with the standard deviation between seeds,
-    pooled over the costs of its family (few seeds tell it badly one by one), over the square root of their number.
+    Each mean is drawn around the one found from Student's t, with the standard deviation between seeds, pooled over
+    the costs of its family (few seeds tell it badly one by one), over the square root of their number. As that
+    deviation is itself an estimate, a draw has a scale of its own, the same for all means of a family.
     """
     drawn = {}
     for family, by_cost in points.items():
         groups = by_cost.values()
-        spread = sum(np.var(seeds) * len(seeds) for seeds in groups) / max(1, sum(len(seeds) - 1 for seeds in groups))
+        free = max(1, sum(len(seeds) - 1 for seeds in groups))
+        spread = sum(np.var(seeds) * len(seeds) for seeds in groups) / free
+        scale = (spread * free / generator.chisquare(free, draws)) ** 0.5
         drawn[family] = {
-            cost: generator.normal(mean(seeds), (spread / len(seeds)) ** 0.5, draws) for cost, seeds in by_cost.items()
+            cost: mean(seeds) + scale * generator.standard_normal(draws) / len(seeds) ** 0.5
+            for cost, seeds in by_cost.items()
         }
     return drawn
 
@@ -263,7 +278,8 @@ def envelopes(
     families = {name: by_cost for name, by_cost in points.items() if name.startswith(architecture)}
     means = [{cost: mean(seeds) for cost, seeds in by_cost.items()} for by_cost in families.values()]
     drawn = redraw(families, draws, np.random.default_rng(list(architecture.encode())))
-    return envelope(means, costs, carried), envelope(drawn.values(), costs, carried)
+    middle = envelope(means, costs, carried)
+    return middle, np.where(np.isfinite(middle), lowest(drawn.values(), costs, carried), np.nan)
 
 
 def minus_best(
@@ -305,25 +321,25 @@ class PowerLaw:
         """b, with the ends of its 95 % interval."""
         return (-self.fitted[1], *np.percentile(-self.drawn[:, 1], [2.5, 97.5]))
 
-    def loss(self, cost: float) -> tuple[float, float]:
-        """What it says for a cost in FLOPs, and the standard deviation of that over the draws."""
+    def loss(self, cost: float) -> tuple[float, np.ndarray]:
+        """What it says for a cost in FLOPs, and over the draws, (draws,)."""
         x = np.array([1, np.log(cost / 1e12)])
-        return np.exp(self.fitted @ x), np.exp(self.drawn @ x).std()
+        return np.exp(self.fitted @ x), np.exp(self.drawn @ x)
 
 
 def power_law(costs: np.ndarray, losses: np.ndarray, drawn: np.ndarray, known_from: int) -> PowerLaw:
     """Fit a power law of the cost (Kaplan et al., 2020, without a floor) to losses.
 
-    By least squares in the logarithm of the loss, each deviation in units of its bootstrap standard deviation. The
-    mean of their squares over n − 2 is held against an F distribution, as for independent deviations.
+    By least squares in the logarithm of the loss, each deviation in units of the standard deviation between seeds. The
+    sum of their squares, over n − 2, is held against an F distribution, as for independent deviations.
 
     Args:
         costs: (n,) in FLOPs, at least two.
         losses: (n,) in nats.
-        drawn: (draws, n), the losses as other seeds might have given them.
-        known_from: degrees of freedom of the standard deviation that they were drawn with.
+        drawn: (draws, n), the losses as other seeds might have given them, scattered by Student's t.
+        known_from: its degrees of freedom, more than two.
     """
-    spread = drawn.std(axis=0) / losses  # of the logarithm
+    spread = drawn.std(axis=0) * (1 - 2 / known_from) ** 0.5 / losses  # of the logarithm; t is wider than normal
     design = np.stack([np.ones(len(costs)), np.log(costs / 1e12)], axis=1)
     solve = np.linalg.pinv(design / spread[:, None]) / spread  # (2, n): from log losses to coefficients
     fitted = solve @ np.log(losses)
@@ -355,7 +371,7 @@ def again_at_equal_compute(found: Found) -> dict[str, tuple[str, str]]:
         f"{with_ends(m, a, b)} at {as_text(cost)}" for cost, m, a, b in zip(costs, middle, low, high, strict=True)
     )
     spent = f"{as_text(costs[0])} to {as_text(costs[-1])} needed FLOPs"
-    span = f"each by the paper's scoring, at its best context and learning rate for {spent}"
+    span = f"each by the paper's scoring, at the best of the contexts and learning rates tried for {spent}"
     return {"C2": (f"{span}, **{verdict}**", f"best MLP − best attention at equal FLOPs: {evidence}")}
 
 
