@@ -129,13 +129,16 @@ def loss_against(
                     marker=marker, label=label, capsize=3, elinewidth=1.4)  # fmt: skip
     if reported:
         ax.plot(*zip(*sorted(reported.items()), strict=True), "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="paper")
-    if log:
-        ax.set_xscale("log", base=2)
     ticks = sorted({x for points in series.values() for x in points})
-    if len(ticks) <= 10:
+    few = len(ticks) <= 10
+    if log:
+        ax.set_xscale("log", base=2 if few else 10)
+    if few:
         ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
     else:
-        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        if log:
+            ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M, 2T
     ax.minorticks_off()
     _yardsticks(ax, yardsticks)
     ax.set(xlabel=xlabel, ylabel=ylabel)
