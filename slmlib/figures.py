@@ -103,6 +103,14 @@ def loss_curves(
     return fig
 
 
+def _cost_axis(ax: plt.Axes) -> None:
+    """A logarithmic x-axis with round ticks."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M, 2T
+    ax.minorticks_off()
+
+
 def loss_against(
     series: Mapping[str, Mapping[float, float | Sequence[float]]],
     xlabel: str,
@@ -130,15 +138,14 @@ def loss_against(
     if reported:
         ax.plot(*zip(*sorted(reported.items()), strict=True), "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="paper")
     ticks = sorted({x for points in series.values() for x in points})
-    few = len(ticks) <= 10
-    if log:
-        ax.set_xscale("log", base=2 if few else 10)
-    if few:
-        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    else:
+    if len(ticks) <= 10:
         if log:
-            ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M, 2T
+            ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    elif log:
+        _cost_axis(ax)
+    else:
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.minorticks_off()
     _yardsticks(ax, yardsticks)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -171,10 +178,7 @@ def loss_against_cost(
         ax.plot(*zip(*points[label].values(), strict=True), color=colour, lw=0.8, alpha=0.6, zorder=1)
         cost, nll = next(iter(points[label].values()))
         ax.annotate(label, (cost, nll), (0, (8, -18)[i % 2]), textcoords="offset points", ha="center", color=colour)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 200k, 1M, 2T
-    ax.minorticks_off()
+    _cost_axis(ax)
     ax.margins(x=0.15, y=0.15)
     _yardsticks(ax, yardsticks)
     for source, fill in zip(sources, _FILLS, strict=False):

@@ -239,13 +239,14 @@ def envelope(families: Collection[Mapping[float, float]], costs: np.ndarray, car
     It is not known where nothing was run; nor where a family that has its first run only at a higher cost does better
     there: it might here; nor beyond the last run of a family that was the lowest when it stopped: it might be still.
     """
-    known = np.isfinite(lowest(families, costs, carried))
+    least = lowest(families, costs, carried)
     for family in families:
         first, last = min(family), max(family)
-        known &= ~((costs < first) & (family[first] < lowest(families, costs, carried)))
-        stopped = lowest([family], np.array([last]), carried) <= lowest(families, np.array([last]), carried)
-        known &= ~(stopped & (costs > last * (1 + 1e-9)))
-    return np.where(known, lowest(families, costs, carried), np.nan)
+        end = np.array([last])
+        was_lowest = lowest([family], end, carried) <= lowest(families, end, carried)
+        might_be_lower = ((costs < first) & (family[first] < least)) | (was_lowest & (costs > last * (1 + 1e-9)))
+        least = np.where(might_be_lower, np.nan, least)
+    return least
 
 
 def redraw(points: Points, draws: int, generator: np.random.Generator) -> dict[str, dict[float, np.ndarray]]:
