@@ -55,9 +55,9 @@ def every_position(positions: str, seed: int, embed_init: str = "unit") -> Exper
 
 
 def further(label: str, seed: int) -> Experiment:
-    """One of the paper's RoPE pair, for twice as many epochs; its first half is the paper's run."""
+    """One of the paper's RoPE pair, for half as many epochs again; its first eight are the paper's run."""
     experiment = paper.run(label).experiment(seed)
-    return replace(experiment, training=replace(experiment.training, epochs=2 * experiment.training.epochs))
+    return replace(experiment, training=replace(experiment.training, epochs=3 * experiment.training.epochs // 2))
 
 
 def positions(seeds: int = SEEDS) -> list[Experiment]:

@@ -41,7 +41,7 @@ def test_what_changes_is_what_is_said_to():
         and studies.every_position("rope", 1).training.scored == "every"
     )
     longer = studies.further("RoPE", 1)
-    assert replace(longer, training=pair.training) == pair and longer.training == replace(pair.training, epochs=16)
+    assert replace(longer, training=pair.training) == pair and longer.training == replace(pair.training, epochs=12)
     capped = paper.run("Penn Treebank").experiment(2)
     assert replace(studies.uncapped(2), train_tokens=80_000) == capped
 
