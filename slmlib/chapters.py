@@ -221,6 +221,7 @@ def verdict(claim: str) -> str:
         lines.append(
             f"- {f.contrast.says}: {signed(f.effect)} nats, 95 % interval {signed(f.low)} to {signed(f.high)}, "
             f"over {seeds}; p = {f.p:.2g} after Holm's correction{theirs}"
+            + (", above the interval" if f.below_papers else "")
         )
     return "\n".join(lines)
 

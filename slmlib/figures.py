@@ -299,7 +299,8 @@ def differences(rows: Mapping[str, Sequence[float]]) -> Figure:
     """A row per run of the paper: each seed's test NLL minus the paper's figure (dots), and their mean (bar).
 
     Args:
-        rows: by label, one difference a seed; a row may be empty. Shaded: what agrees, by ``paper.AGREE``.
+        rows: by label, one difference a seed; a row may be empty. Shaded: what agrees by ``paper.AGREE``, whatever
+            its spread.
     """
     fig, ax = plt.subplots(figsize=(5.8, 0.27 * len(rows) + 0.9))
     ax.axvspan(-AGREE, AGREE, color=GREY, alpha=0.18, lw=0)

@@ -326,8 +326,18 @@ class Finding:
     effect: float  # nats
     low: float  # of the 95 % interval of the effect, not corrected
     high: float
-    d: float  # the effect over the standard deviation of what one run of each shows
-    p: float  # two-sided, after Holm's correction over all contrasts of all claims
+    spread: float  # standard deviation of what one run of each shows; of one seed, where they are paired
+    p: float  # two-sided, corrected over all contrasts of all claims
+
+    @property
+    def d(self) -> float:
+        """The effect over that standard deviation."""
+        return self.effect / self.spread if self.spread else copysign(inf, self.effect)
+
+    @property
+    def below_papers(self) -> bool:
+        """Whether the interval lies below the paper's own figure, where it gives one."""
+        return self.contrast.paper is not None and self.high < self.contrast.paper
 
 
 @dataclass(frozen=True)
@@ -342,15 +352,31 @@ class Judgement:
 LEVEL = 0.05  # of the tests
 
 
-def judge(found: Records, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
+def holm(p: Mapping) -> dict:
+    """p values after Holm's step-down correction, by the same keys (Holm, 1979)."""
+    adjusted, highest = {}, 0.0
+    for i, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(p) - i) * value))
+        adjusted[key] = highest
+    return adjusted
+
+
+def judge(
+    found: Records, claims: Sequence[Claim] = CLAIMS, correct: Callable[[Mapping], Mapping] = holm
+) -> list[Judgement]:
     """A verdict on each claim.
 
     A claim *holds* if all its contrasts are above zero, *does not hold* if one is below zero, each at ``LEVEL``
-    after Holm's (1979) correction over all contrasts of all claims. Otherwise it *cannot be told apart from
-    noise*; and where a contrast has fewer than two seeds there are *not enough records*.
+    after the correction over all contrasts of all claims. Otherwise it *cannot be told apart from noise*; and where
+    a contrast has fewer than two seeds there are *not enough records*.
+
+    Args:
+        found: records of the paper's runs.
+        claims: what to judge.
+        correct: p values by contrast, for the number of them; Holm's (1979) method.
     """
     raw = {c: _measure(c, found) for claim in claims for c in claim.contrasts}
-    adjusted = holm({c: 1.0 if f is None else f.p for c, f in raw.items()})  # what is still to come counts too
+    adjusted = correct({c: 1.0 if f is None else f.p for c, f in raw.items()})  # what is still to come counts too
     judged = []
     for claim in claims:
         findings = tuple(replace(raw[c], p=adjusted[c]) for c in claim.contrasts if raw[c] is not None)
@@ -365,15 +391,6 @@ def judge(found: Records, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
             verdict = "cannot be told apart from noise"
         judged.append(Judgement(claim, findings, verdict))
     return judged
-
-
-def holm(p: Mapping) -> dict:
-    """p values after Holm's step-down correction, by the same keys (Holm, 1979)."""
-    adjusted, highest = {}, 0.0
-    for i, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, (len(p) - i) * value))
-        adjusted[key] = highest
-    return adjusted
 
 
 def _measure(contrast: Contrast, found: Records) -> Finding | None:
@@ -393,8 +410,7 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
         result, effect = stats.ttest_ind(a, b, equal_var=False), mean(a) - mean(b)
         spread, n = sqrt(np.var(a, ddof=1) + np.var(b, ddof=1)), min(len(a), len(b))
     low, high = result.confidence_interval(0.95)
-    d = effect / spread if spread else copysign(inf, effect)
-    return Finding(contrast, n, effect, float(low), float(high), d, float(result.pvalue))
+    return Finding(contrast, n, effect, float(low), float(high), float(spread), float(result.pvalue))
 
 
 def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = None) -> str:

@@ -161,6 +161,22 @@ def test_the_correction_counts_the_contrasts_still_to_come():
     assert among == pytest.approx(min(1, alone * sum(len(c.contrasts) for c in paper.CLAIMS)))
 
 
+def test_another_correction_can_be_asked_for():
+    losses = {"Linear": [3.0, 3.01, 2.99], "MLP": [2.9, 2.93, 2.9], "Self-attention": [2.1, 2.1, 2.12]}
+    found = invented(losses | {"Transformer": [2.0, 2.02, 2.0]})
+    raw = paper.judge(found, [claim("C1")], correct=lambda p: p)[0].findings
+    tripled = paper.judge(found, [claim("C1")], correct=lambda p: {k: len(p) * v for k, v in p.items()})[0].findings
+    assert [f.p for f in tripled] == pytest.approx([3 * f.p for f in raw])
+    assert max(f.p for f in paper.judge(found, [claim("C1")])[0].findings) == pytest.approx(max(f.p for f in raw))
+
+
+@pytest.mark.parametrize("gap, below", [(0.0, True), (0.06, False)])
+def test_an_interval_can_lie_below_the_papers_figure(gap, below):
+    three = [2.25, 2.27, 2.30]
+    found = invented({"Transformer L=3": three, "Transformer L=4": [x + gap + 0.001 * s for s, x in enumerate(three)]})
+    assert paper.judge(found, [claim("C3")])[0].findings[0].below_papers is below  # the paper's is 0.028
+
+
 def claim(name: str) -> paper.Claim:
     return next(c for c in paper.CLAIMS if c.id == name)
 
