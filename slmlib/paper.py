@@ -229,6 +229,9 @@ class Claim:
     asks: str  # what is tested, and why that is a test of the claim
 
 
+#: After which epoch the paper's validation loss of the word-level runs is best.
+BEST_EPOCHS = {"Penn Treebank": 2, "WikiText-2": 1}
+
 _ATTENTION, _MLP = (flops_per_window(run(label).model, 65) for label in ("Self-attention", "MLP"))
 _TWO_EPOCHS = 2 * _ATTENTION / (3 * _MLP)
 
@@ -307,7 +310,7 @@ CLAIMS: tuple[Claim, ...] = (
             Contrast(
                 f"{label}: epoch 8 − epoch {best} (validation)", ((1, label, _valid(8)), (-1, label, _valid(best)))
             )
-            for label, best in (("Penn Treebank", 2), ("WikiText-2", 1))
+            for label, best in BEST_EPOCHS.items()
         ),
         "On both corpora the validation loss after the last epoch is above that after the paper's best epoch. How "
         "early ours is, the best epochs say.",
