@@ -376,7 +376,7 @@ def judge(
     Args:
         found: records of the paper's runs.
         claims: what to judge.
-        correct: p values by contrast, for the number of them; Holm's (1979) method.
+        correct: makes corrected p values of raw ones, by contrast; Holm's (1979) method.
     """
     raw = {c: _measure(c, found) for claim in claims for c in claim.contrasts}
     adjusted = correct({c: 1.0 if f is None else f.p for c, f in raw.items()})  # what is still to come counts too
