@@ -226,9 +226,20 @@ def verdict(claim: str) -> str:
     return "\n".join(lines)
 
 
-def change(after: dict[int, Record], before: dict[int, Record]) -> list[float]:
-    """What ``after`` has more than ``before`` of test NLL, in nats, by the seeds that both have: paired by seed."""
-    return [after[s].test_nll - before[s].test_nll for s in sorted(set(after) & set(before))]
+def change(
+    after: dict[int, Record], before: dict[int, Record], loss: Callable[[Record], float] = lambda r: r.test_nll
+) -> list[float]:
+    """What ``after`` has more than ``before`` of a loss in nats, by the seeds that both have: paired by seed."""
+    return [loss(after[s]) - loss(before[s]) for s in sorted(set(after) & set(before))]
+
+
+def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, list[float]]:
+    """Losses of several runs after each epoch, by the epoch's number or, given its windows, by the windows seen.
+
+    Args:
+        curves: of each run the losses, as many for all.
+    """
+    return {e * windows: list(losses) for e, losses in enumerate(zip(*curves, strict=True), 1)}
 
 
 def with_interval(values: Sequence[float]) -> str:

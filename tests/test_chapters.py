@@ -304,6 +304,15 @@ def test_a_study_finds_what_the_store_has_and_pairs_by_seed(tmp_path, monkeypatc
     ours, theirs = chapters.study("positions", a), chapters.study("positions", b)
     assert {s: r.test_nll for s, r in ours.items()} == {0: 3.0, 2: 3.2} and set(theirs) == {1, 2}
     assert chapters.change(ours, theirs) == pytest.approx([0.7])
+    assert chapters.change(ours, theirs, lambda r: 2 * r.test_nll) == pytest.approx([1.4])
+
+
+def test_losses_by_epoch():
+    assert chapters.by_epoch([[3.0, 2.0], [3.1, 2.1]]) == {1: [3.0, 3.1], 2: [2.0, 2.1]}
+    assert chapters.by_epoch(iter([(3.0, 2.0)]), windows=50) == {50: [3.0], 100: [2.0]}
+    assert chapters.by_epoch([]) == {}
+    with pytest.raises(ValueError):
+        chapters.by_epoch([[3.0, 2.0], [3.1]])
 
 
 def test_numbers_as_text():
