@@ -23,7 +23,7 @@ SEEDS = 3
 #: Contexts at three blocks, and depths at 128 characters, of the paper's transformer: equal windows for all.
 CONTEXTS = (32, 64, 128, 256)
 DEPTHS = (1, 2, 3, 4, 6)
-#: A quarter more windows than the paper's sweeps, looked at eight times on the way.
+#: A third more windows than the paper's sweeps, looked at eight times on the way.
 FOLLOWED = TrainingConfig(epochs=8, windows_per_epoch=10_000, eval_stride=8)
 
 
