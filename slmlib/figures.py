@@ -150,7 +150,7 @@ def loss_against(
     _yardsticks(ax, yardsticks)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1 or reported:
-        ax.legend()
+        ax.legend(ncols=1 if len(series) < 4 else 2)
     return fig
 
 
