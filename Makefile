@@ -37,9 +37,10 @@ checksums = find $(wildcard $(1)) -type f ! -name '*.pyc' ! -path '*/.*' | LC_AL
 	@{ echo "$(LOCK) $(TORCH)"; cat requirements.txt pyproject.toml $(LOCK); } > $@.new; $(keep-if-same)
 
 .venv/.installed: .venv/.wanted
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not. Name one: make book PYTHON=python3.12" >&2; exit 1; }
-	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not. Name one: make book PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -r requirements.txt \
 	  $(if $(LOCK),-c $(LOCK),--upgrade --upgrade-strategy eager)
@@ -72,13 +73,13 @@ _build/html/.complete: .run/sources
 	@cd .run/book && for n in $$(ls -r *.ipynb); do \
 	  if cmp -s $$n ../ran/$$n.source && [ -f ../ran/$$n ]; then cp ../ran/$$n $$n; \
 	  else rm -f ../ran/$$n; cp $$n ../ran/$$n.source; echo $$n; fi; done > ../stale
-	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 xargs -P $(WORKERS) -I {} sh -c '$(RUN-ONE)' < .run/stale
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 xargs -P $(WORKERS) -I {} sh -c '$(RUN-ONE)' run {} < .run/stale
 	$(BIN)/jupyter-book build .run -W -n --keep-going --quiet > .run/sphinx.log
 	@mkdir -p _build && mv .run/_build/html _build/html && touch $@
 
 RUN-ONE = if $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=$(CELL_TIMEOUT) -p no:cacheprovider \
-  .run/book/{} > .run/ran/{}.log 2>&1; then cp .run/book/{} .run/ran/{}; echo "{}  $$(tail -n 1 .run/ran/{}.log)"; \
-  else cat .run/ran/{}.log; exit 1; fi
+  .run/book/$$1 > .run/ran/$$1.log 2>&1; then cp .run/book/$$1 .run/ran/$$1; echo "$$1  $$(tail -n 1 .run/ran/$$1.log)"; \
+  else cat .run/ran/$$1.log; exit 1; fi
 
 test: .run/tested
 	@echo "All tests have passed on what is here."

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from . import paper, studies
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch
-from .experiments import RESULTS, Experiment, Record, Remaining, Store, process_pool, run_all
+from .experiments import RESULTS, Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run_all
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 out, err = Console(), Console(stderr=True)
@@ -25,7 +25,15 @@ out, err = Console(), Console(stderr=True)
 Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
 Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
 Device = StrEnum("Device", {name: name for name in ("auto", "cpu", "cuda")})
-StoreOption = Annotated[Path, typer.Option("--store", help="The folder of the records.")]
+StoreOption = Annotated[
+    Path, typer.Option("--store", exists=True, file_okay=False, help="The folder of the paper's records.")
+]
+
+
+def _refuse(error: object) -> typer.Exit:
+    """Say in red what is wrong; what to raise, from None."""
+    err.print(error, style="red", soft_wrap=True, highlight=False)
+    return typer.Exit(1)
 
 
 @app.command()
@@ -36,8 +44,7 @@ def data():
         try:
             print(f"  {file}  {fetch(file).stat().st_size:>12,} bytes, SHA-256 as expected")
         except (CorpusUnavailable, CorpusDamaged) as error:
-            err.print(error, style="red", soft_wrap=True, highlight=False)
-            raise typer.Exit(1) from None
+            raise _refuse(error) from None
 
 
 @app.command()
@@ -66,7 +73,10 @@ def run(
             return paper.experiments(seeds, group)
         return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
 
-    remaining = Remaining(wanted(), records, workers, where)
+    try:
+        remaining = Remaining(wanted(), records, workers, where)
+    except RecordDamaged as error:
+        raise _refuse(error) from None
     with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
         task = progress.add_task("", total=len(remaining.wanted), completed=len(remaining.finished))
 
@@ -96,8 +106,7 @@ def run(
             raise typer.Exit(1) from None
         except BrokenExecutor as error:
             progress.stop()
-            err.print(f"A worker was killed ({error}). The same command goes on from here.", style="red")
-            raise typer.Exit(1) from None
+            raise _refuse(f"A worker was killed ({error}). The same command goes on from here.") from None
 
 
 class _Left(ProgressColumn):
@@ -115,7 +124,10 @@ def status(
     store: StoreOption = RESULTS / "paper",
 ):
     """The paper's 20 runs: records found and missing, our mean and spread, the paper's figure."""
-    lines = paper.status(paper.records(Store(store), seeds=100))
+    try:
+        lines = paper.status(paper.records(Store(store), seeds=100))
+    except RecordDamaged as error:
+        raise _refuse(error) from None
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
         return
@@ -148,18 +160,23 @@ def scoreboard(
     readme: Annotated[bool, typer.Option(help="Write it into README.md here, and its picture.")] = False,
     store: StoreOption = RESULTS / "paper",
 ):
-    """The verdicts on the paper's claims as a Markdown table."""
-    found = paper.records(Store(store))
-    table = paper.scoreboard(found, studies.again_at_equal_compute(Store(RESULTS / "frontier").found()))
+    """The verdicts on the paper's claims as a Markdown table; C2's second one from the folder frontier beside."""
+    try:
+        found = paper.records(Store(store))
+        beside = studies.again_at_equal_compute(Store(store.parent / "frontier").found())
+    except RecordDamaged as error:
+        raise _refuse(error) from None
+    table = paper.scoreboard(found, beside)
     if not readme:
         print(table, end="")
         return
     from . import figures
 
+    if not (Path("README.md").is_file() and Path("book/assets").is_dir()):
+        raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a README.md and a folder book/assets")
     text = Path("README.md").read_text(encoding="utf-8")
     if any(text.count(mark) != 1 for mark in MARKS):
-        err.print(f"README.md must hold each of these lines once: {MARKS[0].strip()} and {MARKS[1]}", style="red")
-        raise typer.Exit(1)
+        raise _refuse(f"README.md must hold each of these lines once: {MARKS[0].strip()} and {MARKS[1]}")
     before, _, rest = text.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     figures.use_style()

@@ -116,7 +116,8 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
     for live in runs:
         reported, count = paper.run(live.label), n_parameters(live.model)
         ours, theirs = (f"{t.epochs * t.windows_per_epoch / 1000:g}k" for t in (live.training, reported.training))
-        whole = evaluate(live.model, corpus.test, stride=11 * live.training.eval_stride)  # it is 11 times as long
+        first, spread = max(CONTEXT, live.model.config.context), 11 * live.training.eval_stride  # 11 times as long
+        whole = evaluate(live.model, corpus.test, stride=spread, first=first)
         rows[live.label] = {
             "this run": f"{live.test_nll:.3f}",
             "whole split": f"{whole:.3f}",
@@ -130,9 +131,9 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
             rows[live.label]["windows seen"] = ours
     name, nll = counted(corpus)
     scored = nll[CONTEXT:][: live.training.eval_windows][:: live.training.eval_stride]
-    spread = nll[CONTEXT :: 11 * live.training.eval_stride]
+    whole = nll[CONTEXT :: 11 * live.training.eval_stride]
     rows[name] = dict.fromkeys(rows[live.label], "")
-    rows[name] |= {"this run": f"{scored.mean():.3f}", "whole split": f"{spread.mean():.3f}"}
+    rows[name] |= {"this run": f"{scored.mean():.3f}", "whole split": f"{whole.mean():.3f}"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL")
 
 
@@ -158,7 +159,12 @@ def study(suite: str, experiment: Callable[[int], Experiment]) -> dict[int, Reco
     Args:
         suite: a key of ``studies.SUITES``.
         experiment: the experiment with a seed.
+
+    Raises:
+        KeyError: for an unknown suite.
     """
+    if suite not in studies.SUITES:
+        raise KeyError(f"no study is called {suite!r}; there are {', '.join(studies.SUITES)}")
     store = Store(RESULTS / suite)
     by_seed = {s: store.get(experiment(s)) for s in range(studies.SEEDS)}
     return {s: record for s, record in by_seed.items() if record is not None}
@@ -175,8 +181,11 @@ def records_table(labels: Iterable[str]) -> pd.DataFrame:
     The column "agrees" is ``paper.Status.agrees``. Below stands the counting yardstick, fitted on the same text and
     scored on the same tokens, where the corpus can be had; a row each where the runs are tested on different numbers of
     windows or different corpora.
+
+    Raises:
+        KeyError: for an unknown label.
     """
-    rows, labels, yardstick = {}, set(labels), {}
+    rows, labels, yardstick = {}, {paper.run(label).label for label in labels}, {}
     chosen = [r for r in paper.RUNS if r.label in labels]
     for line in paper.status(records()):
         if line.label in labels:
@@ -208,8 +217,15 @@ def _counted_as(corpus: str, train_tokens: int | None) -> tuple[str, Tensor] | N
 
 
 def verdict(claim: str) -> str:
-    """What the published records say of a claim of the paper, as Markdown: verdict, test, effects, intervals."""
-    judged = next(j for j in paper.judge(records()) if j.claim.id == claim)
+    """What the published records say of a claim of the paper, as Markdown: verdict, test, effects, intervals.
+
+    Raises:
+        KeyError: for an unknown claim.
+    """
+    judgements = {j.claim.id: j for j in paper.judge(records())}
+    if claim not in judgements:
+        raise KeyError(f"no claim is called {claim!r}; there are {', '.join(judgements)}")
+    judged = judgements[claim]
     lines = [
         f"**{claim}, *{judged.claim.statement}*: {judged.verdict}.** Tested: {judged.claim.asks} "
         "{numref}`ch-verdicts` says how verdicts are reached.",

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from filelock import FileLock
 from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, load_corpus
 from .flops import count_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
-from .training import TrainingConfig, epochs_done, evaluate, fit
+from .training import TrainingConfig, check_windows, epochs_done, evaluate, fit, write_whole
 
 _HERE = Path(__file__).parent
 
@@ -149,6 +147,10 @@ class Record:
         return record
 
 
+class RecordDamaged(ValueError):
+    """A file in a store is not the record that it should be."""
+
+
 class Store:
     """A folder of records, one JSON file each, named by ``Experiment.name``; written whole or not at all.
 
@@ -168,14 +170,14 @@ class Store:
         """The record of that experiment, None where there is none.
 
         Raises:
-            ValueError: if the file there is not its record; names the file.
+            RecordDamaged: if the file there is not its record; names the file.
         """
         try:
             record = self._read(self.path(experiment))
         except FileNotFoundError:
             return None
         if record.experiment != experiment:
-            raise ValueError(f"{self.path(experiment)} holds another experiment's record; move it away")
+            raise RecordDamaged(f"{self.path(experiment)} holds another experiment's record; move it away")
         return record
 
     def found(self) -> dict[Experiment, Record]:
@@ -192,13 +194,12 @@ class Store:
         try:
             return Record.from_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}. Delete the file and run its experiment again") from error
+            raise RecordDamaged(f"{path}: {error}. Delete the file and run its experiment again") from error
 
     def put(self, record: Record) -> None:
         path = self.path(record.experiment)
         partial = self.running(record.experiment, "json.partial")
-        partial.write_text(record.to_json(), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, partial, record.to_json().encode())
 
     def running(self, experiment: Experiment, what: str) -> Path:
         """Where a run under way keeps its lock, its checkpoint or its unfinished record.
@@ -242,6 +243,7 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", keep_checkpoi
             return record
         corpus = _corpus(experiment.corpus, experiment.train_tokens)
         training, vocab_size = experiment.training, len(corpus.vocabulary)
+        check_windows(corpus.test, "test", experiment.model.context, training)  # fit sees to the others
         model = build(experiment.model, vocab_size, seed=experiment.seed).to(device)
         checkpoint = store.running(experiment, "safetensors")
         if epochs_done(checkpoint) > training.epochs:  # kept by a longer run: leave it alone
@@ -366,49 +368,21 @@ def run_all(
 def process_pool(workers: int) -> Iterator[Executor]:
     """An executor of so many processes, one thread each, which end with this process, however that ends.
 
-    An error or Ctrl-C inside stops what they are at.
+    An error or Ctrl-C inside ends what they are at: a run under way goes on from its last finished epoch.
     """
-    pool = _Pool(workers, multiprocessing.get_context("spawn"), _start_worker)
-    with pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
+            for worker in list((pool._processes or {}).values()):  # as kill_workers() does, from Python 3.14 on
+                worker.kill()
+            pool.shutdown(cancel_futures=True)  # waits: the interpreter's exit may not meet a pool that is ending
             raise
-
-
-class _Pool(ProcessPoolExecutor):
-    """Its workers, told to stop, drop what they are at and what they have taken ahead; then the pool ends in order."""
-
-    def submit(self, function, /, *args, **kwargs):
-        return super().submit(_at_work, function, *args, **kwargs)
-
-
-_worker = SimpleNamespace(busy=False, stopped=False)  # of this process, where it is one
-
-
-def _at_work(function, *args, **kwargs):
-    _worker.busy = True
-    try:
-        if _worker.stopped:
-            sys.exit()
-        return function(*args, **kwargs)
-    finally:
-        _worker.busy = False
-
-
-def _stop(*_):
-    _worker.stopped = True
-    if _worker.busy:  # else it waits for work, and an exception would spoil the queue for the others
-        sys.exit()
 
 
 def _start_worker():
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to its workers
-    signal.signal(signal.SIGTERM, _stop)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -64,8 +64,12 @@ def use_style() -> None:
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker by label: the model's own where the label names one, else the next spare pair."""
     known = {label: MODELS[label] for label in labels if label in MODELS}
-    spare = (pair for pair in _SPARE if pair[0] not in {colour for colour, _ in known.values()})
-    return {label: known.get(label) or next(spare) for label in labels}
+    spare = [pair for pair in _SPARE if pair[0] not in {colour for colour, _ in known.values()}]
+    unknown = [label for label in labels if label not in known]
+    if len(unknown) > len(spare):
+        raise ValueError(f"{len(labels)} series and {len(known) + len(spare)} colours to tell them apart: draw fewer")
+    looks = known | dict(zip(unknown, spare, strict=False))
+    return {label: looks[label] for label in labels}
 
 
 def _yardsticks(ax: plt.Axes, yardsticks: Mapping[str, float] | None) -> None:
@@ -285,12 +289,13 @@ def dots(
         if name == reference:
             ax.axvline(mean, color=GREY, lw=1, ls=(0, (1, 2)))
         if name in (reported or {}):
-            ax.plot(reported[name], row, "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="" if row else "paper")
+            ax.plot(reported[name], row, "o", ms=9, mec=GREY, mfc="none", mew=1.6)
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
     ax.margins(x=0.14)
     ax.set(xlabel=xlabel)
     if reported:
+        ax.plot([], [], "o", ms=9, mec=GREY, mfc="none", mew=1.6, label="paper")
         ax.legend()
     return fig
 

@@ -434,7 +434,7 @@ def generate(
             if temperature == 0:
                 chosen = 0
             else:
-                p = ((likeliest.values - likeliest.values[0]) / temperature).softmax(0)  # the largest is 0
+                p = ((likeliest.values - likeliest.values[0]) / max(temperature, 1e-30)).softmax(0)  # the largest is 0
                 chosen = torch.multinomial(p, 1, generator=generator)
             ids = torch.cat((ids, likeliest.indices[chosen].view(1)))
     return ids[context:]

@@ -23,6 +23,8 @@ class Additive:
         if vocab_size**order >= 2**63:
             raise ValueError(f"{vocab_size} tokens in {order}-grams do not fit a 63-bit key; lower the order")
         self.order, self.vocab_size, self.alpha = order, vocab_size, alpha
+        self._grams: dict[int, tuple[Tensor, Tensor]] = {}  # by length: the keys seen, sorted, and their counts
+        self._histories: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _keys(self, ids: Tensor, length: int) -> Tensor:
         """A number for each n-gram of that length, (len(ids) - length + 1,): its ids as digits in base V."""
@@ -50,8 +52,9 @@ class Additive:
         The first tokens, which have fewer than n - 1 before them, are scored by the shorter n-grams.
 
         Raises:
-            ValueError: if ``ids`` is not 1-D or has an id outside the vocabulary.
+            ValueError: if it has not been fitted, or ``ids`` is not 1-D or has an id outside the vocabulary.
         """
+        _needs_fit(self, self._grams)
         ids = torch.from_numpy(_checked(ids, self.vocab_size))
         parts = [torch.zeros(0, dtype=torch.float64)]
         for n in range(1, min(self.order, len(ids)) + 1):
@@ -140,7 +143,7 @@ class KneserNey:
         Raises:
             ValueError: if it has not been fitted, or ``ids`` is not 1-D or has an id outside the vocabulary.
         """
-        self._needs_fit()
+        _needs_fit(self, self._levels)
         tokens = _checked(ids, self.vocab_size)
         p = np.full(len(tokens), 1 / self.vocab_size)
         shorter = np.zeros(len(tokens), np.int64)  # as in fit; -1 where it was never seen
@@ -157,7 +160,7 @@ class KneserNey:
         Raises:
             ValueError: as ``nll`` does.
         """
-        self._needs_fit()
+        _needs_fit(self, self._levels)
         context = _checked(context, self.vocab_size)[max(0, len(context) - self.order + 1) :]
         every = np.arange(self.vocab_size)
         p = np.full(self.vocab_size, 1 / self.vocab_size)
@@ -174,7 +177,13 @@ class KneserNey:
         return torch.from_numpy(p)
 
     def generate(self, prompt: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Continue 1-D ``prompt`` by n sampled tokens: the prompt and n more, int64."""
+        """Continue 1-D ``prompt`` by n sampled tokens: the prompt and n more, int64.
+
+        Raises:
+            ValueError: for a negative n, and as ``nll`` does.
+        """
+        if n < 0:
+            raise ValueError(f"n must be at least 0, got {n}")
         ids = prompt.long()
         for _ in range(n):
             chosen = torch.multinomial(self.next_token(ids), 1, generator=generator)
@@ -193,9 +202,10 @@ class KneserNey:
         """
         return 3 * self.order
 
-    def _needs_fit(self):
-        if not self._levels:
-            raise ValueError("this KneserNey has counted nothing yet: call fit first")
+
+def _needs_fit(model: object, counted: object):
+    if not counted:
+        raise ValueError(f"this {type(model).__name__} has counted nothing yet: call fit first")
 
 
 def _checked(ids: Tensor, vocab_size: int, at_least: int = 0) -> np.ndarray:

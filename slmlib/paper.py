@@ -431,10 +431,9 @@ def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = No
         ours = "; ".join(f"{f.contrast.says}: {with_ends(f.effect, f.low, f.high)}" for f in j.findings)
         verdict = f"**{j.verdict}**"
         if j.claim.id in (beside or {}):
-            verdict, ours = (
-                f"{a}; {b}"
-                for a, b in zip((f"as the paper ran them, {verdict}", ours), beside[j.claim.id], strict=True)
-            )
+            further, evidence = beside[j.claim.id]
+            verdict = f"as the paper ran them, {verdict}; {further}"
+            ours = "; ".join(filter(None, (ours, evidence)))
         lines.append(f"| {j.claim.id} | {j.claim.statement} | {verdict} | {ours} | {j.claim.evidence} |")
     there, wanted = sum(map(len, found.values())), sum(r.seeds for r in RUNS)
     if there < wanted:

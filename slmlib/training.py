@@ -154,14 +154,10 @@ def fit(
     keep_freed_memory()
     device = next(model.parameters()).device
     windows = Windows(corpus.train.to(device), model.config.context)
-    there = len(_evaluated(corpus.valid, model.config.context, training.eval_from))
+    check_windows(corpus.valid, "validation", model.config.context, training)
     if training.scored == "every" and not isinstance(model, Transformer):
         raise ValueError(
             f"TrainingConfig.scored is 'every', which a {type(model).__name__} cannot be: it scores the last"
-        )
-    if training.eval_windows is not None and training.eval_windows > there:
-        raise ValueError(
-            f"TrainingConfig.eval_windows is {training.eval_windows}, but the validation split holds {there} windows"
         )
     draws = random_stream(seed, "windows")
     optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
@@ -238,10 +234,9 @@ class _State:
         tensors |= {"random.windows": self.draws.get_state(), "random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        partial = path.with_name(f"{path.name}.partial")
         metadata = {"run": run, "history": json.dumps(asdict(self.history))}
-        partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata))
-        os.replace(partial, path)  # whole or not at all
+        data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+        write_whole(path, path.with_name(f"{path.name}.partial"), data)
 
     def restore(self, path: Path, run: str, epochs: int) -> None:
         metadata = _read_metadata(path)
@@ -274,6 +269,15 @@ class _State:
         torch.set_rng_state(groups["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
+
+
+def write_whole(path: Path, partial: Path, data: bytes) -> None:
+    """Write a file whole or not at all, by way of another on the same disk, whatever happens in between."""
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+    os.replace(partial, path)
 
 
 def epochs_done(checkpoint: Path) -> int:
@@ -366,7 +370,25 @@ def _evaluated(ids: Tensor, context: int, first: int | None) -> Windows:
     """The windows of an evaluation: from the one that predicts token number ``first`` on."""
     if first is not None and first < context:
         raise ValueError(f"the first token scored is {first}, but a context of {context} tokens comes before it")
+    if first is not None and first >= len(ids):
+        raise ValueError(f"the first token scored is {first}, but there are {len(ids)}, numbered from 0")
     return Windows(ids[(first or context) - context :], context)
+
+
+def check_windows(ids: Tensor, split: str, context: int, training: TrainingConfig) -> None:
+    """See that a split holds the windows that an evaluation with ``training`` looks at.
+
+    Raises:
+        ValueError: if it does not; names the split.
+    """
+    try:
+        there = len(_evaluated(ids, context, training.eval_from))
+    except ValueError as error:
+        raise ValueError(f"the {split} split: {error}") from error
+    if training.eval_windows is not None and training.eval_windows > there:
+        raise ValueError(
+            f"TrainingConfig.eval_windows is {training.eval_windows}, but the {split} split holds {there} windows"
+        )
 
 
 @torch.inference_mode()
@@ -386,16 +408,17 @@ def evaluate(
     Runs in evaluation mode, where the model's parameters are, and leaves the model in the mode it was in.
 
     Raises:
-        ValueError: if ``ids`` holds fewer windows than asked for, ``stride`` is below 1, or ``first`` within the
-            context.
+        ValueError: if ``ids`` holds fewer windows than asked for, ``stride`` or ``batch`` is below 1, or ``first``
+            within the context or beyond the end.
     """
     device = next(model.parameters()).device
     windows = _evaluated(ids.to(device), model.config.context, first)
     n = len(windows) if n_windows is None else n_windows
     if not 1 <= n <= len(windows):
         raise ValueError(f"n_windows must be from 1 to the {len(windows)} there are, got {n_windows!r}")
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride!r}")
+    for name, value in (("stride", stride), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
     starts = torch.arange(0, n, stride, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model), fast_matmul(device):

@@ -211,6 +211,16 @@ def test_a_line_over_seeds_goes_through_their_means_with_intervals():
     plt.close(figure)
 
 
+def test_every_series_has_a_colour_of_its_own():
+    with pytest.raises(ValueError, match="20 series and 7 colours"):
+        figures.loss_against({f"series {i}": {1.0: 2.0} for i in range(20)}, "x")
+
+
+def test_the_papers_marker_is_explained_wherever_it_first_stands():
+    figure = figures.dots({"a": [1.0], "b": [2.0], "c": [3.0]}, "x", reported={"b": 2.1, "c": 3.1})
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["paper"]
+
+
 def test_effects_and_differences_are_drawn_where_they_are():
     figure = figures.effects({"C3": (0.02, -0.01, 0.05, 0.03, False)})
     (ax,) = figure.axes
@@ -294,6 +304,15 @@ def test_a_verdict_says_claim_test_and_effect():
     judged = next(j for j in paper.judge(chapters.records()) if j.claim.id == "C4")
     assert f"{judged.claim.statement}*: {judged.verdict}.**" in text and judged.claim.asks in text
     assert all(f.contrast.says in text and paper.signed(f.effect) in text for f in judged.findings)
+
+
+def test_unknown_names_are_told_with_those_there_are():
+    with pytest.raises(KeyError, match=r"C9.*C1, C2"):
+        chapters.verdict("C9")
+    with pytest.raises(KeyError, match=r"no study is called 'wordz'.*words"):
+        chapters.study("wordz", paper.run("Linear").experiment)
+    with pytest.raises(KeyError, match=r"'Lineal'.*Linear"):
+        chapters.records_table(["Linear", "Lineal"])
 
 
 def test_a_study_finds_what_the_store_has_and_pairs_by_seed(tmp_path, monkeypatch):

@@ -338,18 +338,17 @@ def test_iteration_is_by_file_name_and_sees_records_alone(store):
     assert len(names) == 3 + len(seeds)
 
 
-@pytest.mark.parametrize("function", ["replace", "write_text"])
+@pytest.mark.parametrize("function", ["replace", "fsync"])
 @pytest.mark.parametrize("before", [None, made_up()], ids=["new", "there already"])
 def test_a_record_is_put_whole_or_not_at_all(store, monkeypatch, function, before):
     if before:
         store.put(before)
-    write = Path.write_text
 
-    def half(path, text, **options):
-        write(path, text[: len(text) // 2], **options)
+    def half(file):
+        os.ftruncate(file, os.fstat(file).st_size // 2)
         raise OSError("disk full")
 
-    monkeypatch.setattr(*{"replace": (os, "replace", never), "write_text": (Path, "write_text", half)}[function])
+    monkeypatch.setattr(os, function, {"replace": never, "fsync": half}[function])
     with pytest.raises((OSError, AssertionError)):
         store.put(made_up(test_nll=0.5))
     assert store.get(LINEAR) == before
@@ -400,6 +399,16 @@ def test_a_run_tests_from_the_first_token_asked_for(store):
     fit(model, whole, training, LINEAR.seed, progress=False)
     assert record.test_nll == evaluate(model, whole.test, stride=50, first=20)
     assert record.test_nll_whole == evaluate(model, whole.test, stride=8, first=20)
+
+
+def test_a_test_split_that_is_too_short_is_told_before_training(store, monkeypatch):
+    whole = load_corpus("python-docs")
+    monkeypatch.setattr(experiments, "fit", never)
+    monkeypatch.setattr(experiments, "_corpus", lambda *_: replace(whole, test=whole.test[:1000]))
+    with pytest.raises(ValueError, match="2000, but the test split holds 992 windows"):
+        run(LINEAR, store)
+    with pytest.raises(ValueError, match="the test split: the first token scored is 1000"):
+        run(replace(LINEAR, training=replace(QUICK, eval_from=1000)), store)
 
 
 def test_what_is_recorded_is_not_run_again(store, monkeypatch):
@@ -516,6 +525,37 @@ def test_an_interrupt_ends_it_at_once_and_the_next_call_goes_on(store, monkeypat
 def test_lost_workers_are_no_failure_of_an_experiment(store, forkserver):
     with ProcessPoolExecutor(1, forkserver, os._exit, (1,)) as pool, pytest.raises(BrokenExecutor):
         run_all(THREE, pool, store)
+
+
+def end(seconds):
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lost_worker_does_not_keep_the_pool_waiting_for_the_others(one_thread):
+    began = time.monotonic()
+    with pytest.raises(BrokenExecutor), process_pool(2) as pool:
+        list(pool.map(time.sleep, (0, 0)))  # both are there
+        pool.submit(time.sleep, 300)
+        pool.submit(end, 0.5).result()
+    assert time.monotonic() - began < 100
+
+
+def test_an_error_ends_the_pools_workers_and_no_others(one_thread):
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=time.sleep, args=(300,), daemon=True)
+    other.start()
+    others = set(multiprocessing.active_children())
+    try:
+        with pytest.raises(ZeroDivisionError), process_pool(1) as pool:
+            pool.submit(time.sleep, 300)
+            workers = set(multiprocessing.active_children()) - others
+            raise ZeroDivisionError
+        assert workers and not any(worker.is_alive() for worker in workers)
+        assert all(process.is_alive() for process in others)
+    finally:
+        other.kill()
+        other.join()
 
 
 # Several processes, and their sudden ends

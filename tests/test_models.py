@@ -674,6 +674,7 @@ def test_top_k_keeps_k_tokens_where_logits_tie():
 def test_a_tiny_temperature_is_greedy():
     model = make(SMALL)
     assert torch.equal(generate(model, ids(3), 5, temperature=1e-40), generate(model, ids(3), 5, temperature=0))
+    assert torch.equal(generate(model, ids(3), 5, temperature=1e-60), generate(model, ids(3), 5, temperature=0))
 
 
 def test_generate_restores_the_mode_after_an_error():

@@ -170,6 +170,10 @@ def test_kneser_ney_says_what_is_wrong():
         KneserNey(2, 5).nll(torch.tensor([1]))
     with pytest.raises(ValueError, match="fit first"):
         KneserNey(2, 5).next_token(torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"this Additive .* fit first"):
+        Additive(2, 5).nll(torch.tensor([1]))
+    with pytest.raises(ValueError, match="at least 0, got -3"):
+        KneserNey(2, 5).fit(torch.tensor([1, 2])).generate(torch.tensor([1]), -3)
     with pytest.raises(ValueError, match="id 5 at position 1 is not from 0 to 4"):
         KneserNey(2, 5).fit(torch.tensor([1, 5]))
     with pytest.raises(ValueError, match="1-D"):
@@ -194,9 +198,9 @@ def corpus_or_skip(name):
 
 def test_the_papers_windows_of_tiny_shakespeare():
     corpus = corpus_or_skip("tiny_shakespeare")
-    began = time.perf_counter()
+    began = time.process_time()  # what else runs here does not count
     nll = KneserNey(7, 65).fit(corpus.train).nll(corpus.test)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert f"{nll[128:10_128].mean():.3f}" == "1.651" and f"{nll.mean():.3f}" == "1.687"
 
 
@@ -212,6 +216,6 @@ def test_the_published_perplexity_of_penn_treebank():
 
 def test_wikitext_2_in_seconds():
     corpus = corpus_or_skip("wikitext-2")
-    began = time.perf_counter()
+    began = time.process_time()
     KneserNey(3, len(corpus.vocabulary)).fit(corpus.train).nll(corpus.test)
-    assert time.perf_counter() - began < 30
+    assert time.process_time() - began < 30

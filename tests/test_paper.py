@@ -331,6 +331,29 @@ def test_the_scoreboard_has_a_row_a_claim():
     ]
 
 
+def test_a_further_verdict_without_records_of_the_papers_runs_stands_alone():
+    row = paper.scoreboard({r.label: {} for r in paper.RUNS}, {"C2": ("further", "evidence")}).splitlines()[3]
+    assert row.startswith("| C2 |") and "**not enough records**; further | evidence |" in row
+
+
+def test_the_command_line_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*arguments):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code and isinstance(result.exception, SystemExit), result.exception
+        return " ".join(result.output.split())
+
+    assert "does not exist" in refused("status", "--store", "nowhere")
+    assert "needs a README.md" in refused("scoreboard", "--readme", "--store", str(RESULTS / "paper"))
+    store = Store(tmp_path / "paper")
+    experiment = paper.run("Linear").experiment(0)
+    store.put(made_up(experiment, 3.0))
+    store.path(experiment).write_text("{")
+    for command in (["status"], ["scoreboard"], ["run", "paper"]):
+        assert "Delete the file" in refused(*command, "--store", str(store.folder))
+
+
 def test_the_readme_shows_what_the_records_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]

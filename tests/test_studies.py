@@ -15,6 +15,12 @@ from slmlib.flops import Ledger, flops_per_window
 from slmlib.models import MLPConfig, build
 
 
+@pytest.mark.parametrize("suite", sorted(studies.SUITES))
+def test_every_record_is_one_that_its_study_asks_for(suite):
+    found = Store(RESULTS / suite).found()
+    assert set(found) <= set(studies.SUITES[suite](studies.SEEDS, found))
+
+
 @pytest.mark.parametrize("suite", sorted(set(studies.SUITES) - {"frontier"}))
 def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     one, three = studies.SUITES[suite](1, {}), studies.SUITES[suite](3, {})
