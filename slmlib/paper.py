@@ -233,7 +233,8 @@ class Claim:
 BEST_EPOCHS = {"Penn Treebank": 2, "WikiText-2": 1}
 
 _ATTENTION, _MLP = (flops_per_window(run(label).model, 65) for label in ("Self-attention", "MLP"))
-_TWO_EPOCHS = 2 * _ATTENTION / (3 * _MLP)
+#: What two epochs of the paper's block of attention cost, in those that three of its MLP do; in FLOPs as needed.
+TWO_EPOCHS = 2 * _ATTENTION / (3 * _MLP)
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -255,7 +256,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         "One block of attention has the lower validation loss after 2 epochs, which by the FLOPs needed cost "
-        f"{_TWO_EPOCHS:.0%} of the 3 of the paper's MLP. Not tested: other MLPs, and the cost as written, by which one "
+        f"{TWO_EPOCHS:.0%} of the 3 of the paper's MLP. Not tested: other MLPs, and the cost as written, by which one "
         "epoch of this attention costs more than all three of that MLP.",
     ),
     Claim(
@@ -416,14 +417,14 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
     return Finding(contrast, n, effect, float(low), float(high), float(spread), float(result.pvalue))
 
 
-def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = None) -> str:
+def scoreboard(found: Records, beside: Mapping[str, tuple[str, str, str]] | None = None) -> str:
     """The verdicts as a Markdown table, a row per claim: the claim, the verdict, our evidence, the paper's.
 
     Where records are still missing, a line below says how many there are of how many.
 
     Args:
         found: records of the paper's runs.
-        beside: for a claim, by its id, a further verdict from other records and its evidence.
+        beside: for a claim, by its id, what the verdict is of; a further one, from other records; its evidence.
     """
     judged = judge(found)
     lines = ["| | the paper's claim | verdict | ours, nats | the paper's evidence |", "|---|---|---|---|---|"]
@@ -431,8 +432,8 @@ def scoreboard(found: Records, beside: Mapping[str, tuple[str, str]] | None = No
         ours = "; ".join(f"{f.contrast.says}: {with_ends(f.effect, f.low, f.high)}" for f in j.findings)
         verdict = f"**{j.verdict}**"
         if j.claim.id in (beside or {}):
-            further, evidence = beside[j.claim.id]
-            verdict = f"as the paper ran them, {verdict}; {further}"
+            of, further, evidence = beside[j.claim.id]
+            verdict = f"{of}: {verdict}; {further}"
             ours = "; ".join(filter(None, (ours, evidence)))
         lines.append(f"| {j.claim.id} | {j.claim.statement} | {verdict} | {ours} | {j.claim.evidence} |")
     there, wanted = sum(map(len, found.values())), sum(r.seeds for r in RUNS)

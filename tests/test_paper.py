@@ -319,11 +319,11 @@ def test_the_scoreboard_has_a_row_a_claim():
     assert not blank and below == ["*From 60 of 96 runs; the others are still to be made.*"]
     whole = invented({r.label: [2.0 + s / 9 for s in range(r.seeds)] for r in paper.RUNS})
     assert "runs" not in paper.scoreboard(whole)
-    rows = paper.scoreboard(whole, {"C2": ("also **so**", "as seen")}).splitlines()
+    rows = paper.scoreboard(whole, {"C2": ("of these", "of those: **so**", "as seen")}).splitlines()
     assert (
         rows[3].count("|") == 6
-        and "| as the paper ran them, **" in rows[3]
-        and "**; also **so** |" in rows[3]
+        and "| of these: **" in rows[3]
+        and "**; of those: **so** |" in rows[3]
         and "; as seen |" in rows[3]
     )
     assert [row for row in rows if "C2" not in row] == [
@@ -332,8 +332,8 @@ def test_the_scoreboard_has_a_row_a_claim():
 
 
 def test_a_further_verdict_without_records_of_the_papers_runs_stands_alone():
-    row = paper.scoreboard({r.label: {} for r in paper.RUNS}, {"C2": ("further", "evidence")}).splitlines()[3]
-    assert row.startswith("| C2 |") and "**not enough records**; further | evidence |" in row
+    row = paper.scoreboard({r.label: {} for r in paper.RUNS}, {"C2": ("this", "that", "evidence")}).splitlines()[3]
+    assert row.startswith("| C2 |") and "| this: **not enough records**; that | evidence |" in row
 
 
 def test_the_command_line_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
