@@ -369,17 +369,23 @@ def power_law(costs: np.ndarray, losses: np.ndarray, drawn: np.ndarray, known_fr
 ATTENTION = ("Self-attention", "Transformer")  # as in the paper, trained at the last position
 
 
-def mlp_minus_attention(points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mlp_minus_attention(
+    points: Points, families: Collection[str] = tuple(FAMILIES)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The loss of the best MLP minus that of the best attention, at the budgets that all of their families have.
+
+    Args:
+        points: as ``frontier_points`` gives them.
+        families: the ones to choose from; others are left out of account.
 
     Returns:
         Budgets (n,), the difference of the means (n,) and redrawn (draws, n). None, n = 0, while there are no records.
     """
-    asked = [family for family in FAMILIES if family.startswith(("MLP", *ATTENTION))]
+    asked = [family for family in families if family.startswith(("MLP", *ATTENTION))]
     costs = np.array(BUDGETS)[: min(len(points.get(family, {})) for family in asked)]
     if not len(costs):
         return costs, costs, np.empty((0, 0))
-    mlp, *others = (envelopes(points, a, costs) for a in ("MLP", *ATTENTION))
+    mlp, *others = (envelopes({f: points[f] for f in asked}, a, costs) for a in ("MLP", *ATTENTION))
     return costs, *minus_best(mlp, others)
 
 
