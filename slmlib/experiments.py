@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import nn
 
 from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, load_corpus
 from .flops import count_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
-from .training import TrainingConfig, check_windows, epochs_done, evaluate, fit, write_whole
+from .training import History, TrainingConfig, check_windows, epochs_done, evaluate, fit, write_whole
 
 _HERE = Path(__file__).parent
 
@@ -123,6 +124,7 @@ class Record:
     seconds: dict[str, float]  # "training", validation included, and "testing"
     machine: dict[str, Any]
     versions: dict[str, str]
+    test_nll_last: float | None = None  # as test_nll, with the last epoch's weights; not kept by earlier versions
 
     def to_json(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -204,12 +206,14 @@ class Store:
     def running(self, experiment: Experiment, what: str) -> Path:
         """Where a run under way keeps its lock, its checkpoint or its unfinished record.
 
-        Runs that differ in their number of epochs alone share these: the longer goes on where the shorter ended.
+        Runs that differ in their number of epochs alone share these, unless a schedule knows its end: the longer goes
+        on where the shorter ended.
         """
         folder = self.folder / ".running"
         folder.mkdir(parents=True, exist_ok=True)
-        chain = replace(experiment, training=replace(experiment.training, epochs=1))
-        return folder / f"{chain.name}.{what}"
+        if experiment.training.begins_longer_runs:
+            experiment = replace(experiment, training=replace(experiment.training, epochs=1))
+        return folder / f"{experiment.name}.{what}"
 
 
 @lru_cache(maxsize=2)
@@ -243,16 +247,21 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", keep_checkpoi
             return record
         corpus = _corpus(experiment.corpus, experiment.train_tokens)
         training, vocab_size = experiment.training, len(corpus.vocabulary)
-        check_windows(corpus.test, "test", experiment.model.context, training)  # fit sees to the others
+        check_windows(corpus.test, "test", experiment.model.context, training.test)  # fit sees to the others
         model = build(experiment.model, vocab_size, seed=experiment.seed).to(device)
         checkpoint = store.running(experiment, "safetensors")
         if epochs_done(checkpoint) > training.epochs:  # kept by a longer run: leave it alone
             checkpoint = store.running(experiment, f"{training.epochs}.safetensors")
-        history = fit(model, corpus, training, experiment.seed, False, checkpoint)
+        last = []
+
+        def test_last(model: nn.Module, history: History):
+            if history.best_epoch < training.epochs:
+                last.append(evaluate(model, corpus.test, **training.test))
+
+        history = fit(model, corpus, training, experiment.seed, False, checkpoint, test_last)
         began = time.perf_counter()
-        first = training.eval_from
-        test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
-        whole = evaluate(model, corpus.test, stride=min(8, training.eval_stride), first=first)
+        test_nll = evaluate(model, corpus.test, **training.test)
+        whole = evaluate(model, corpus.test, **training.whole_test)
         count, windows = n_parameters(model), training.epochs * training.windows_per_epoch
         record = Record(
             experiment=experiment,
@@ -261,6 +270,7 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", keep_checkpoi
             best_epoch=history.best_epoch,
             test_nll=test_nll,
             test_nll_whole=whole,
+            test_nll_last=last[0] if last else test_nll,
             parameters=count.total,
             parameters_without_embeddings=count.without_embeddings,
             flops={

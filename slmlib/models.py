@@ -6,43 +6,20 @@ Shapes: B batch, T context, C model width, H heads, D = C / H head width, V voca
 
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import Checked, integer
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
 
 
-class _Config:
-    """Validation that the configs share: integers at least 1 (0 where allowed), rates in [0, 1), known choices."""
-
-    _may_be_zero = ()
-
-    def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int:
-                least = 0 if f.name in self._may_be_zero else 1
-                ok, want = type(value) is int and value >= least, f"an integer of at least {least}"
-            elif f.type is float:
-                ok, want = isinstance(value, int | float) and 0 <= value < 1, "a number in [0, 1)"
-            elif f.type is bool:
-                ok, want = isinstance(value, bool), "True or False"
-            else:
-                choices = get_args(f.type)
-                ok, want = value in choices, "one of " + ", ".join(map(repr, choices))
-            if not ok:
-                raise ValueError(f"{type(self).__name__}.{f.name} must be {want}, got {value!r}")
-            if f.type is float:
-                object.__setattr__(self, f.name, float(value))  # 0 and 0.0 are one config: one repr, one JSON
-
-
 @dataclass(frozen=True)
-class LinearConfig(_Config):
+class LinearConfig(Checked):
     """One linear map from the embedded, concatenated window to the logits."""
 
     context: int = 128
@@ -50,7 +27,7 @@ class LinearConfig(_Config):
 
 
 @dataclass(frozen=True)
-class MLPConfig(_Config):
+class MLPConfig(Checked):
     """Two hidden ReLU layers of ``hidden`` units between the concatenated window and the logits."""
 
     context: int = 128
@@ -60,7 +37,7 @@ class MLPConfig(_Config):
 
 
 @dataclass(frozen=True)
-class TransformerConfig(_Config):
+class TransformerConfig(Checked):
     """A stack of causal blocks. One layer with ``ff_width=512`` is the paper's "self-attention" model."""
 
     context: int = 128
@@ -68,14 +45,18 @@ class TransformerConfig(_Config):
     heads: int = 4
     layers: int = 3
     ff_width: int = 256  # 0 leaves the feed-forward sublayer out
-    ff_kind: Literal["relu", "swiglu"] = "relu"
+    ff_kind: Literal["relu", "swiglu", "relu2"] = "relu"  # relu2: squared (So et al., 2021)
     dropout: float = 0.1  # after the feed-forward, and at dropout_site
     dropout_site: Literal["attention", "residual"] = "attention"  # on attention weights, or on each branch's output
-    norm: Literal["post", "pre", "none"] = "post"  # LayerNorm after each residual sum, before each sublayer, nowhere
+    norm: Literal["post", "pre", "none"] = "post"  # after each residual sum, before each sublayer, no norm
     positions: Literal["learned", "rope", "none"] = "learned"
     residual: bool = True
     qkv_init: Literal["xavier", "linear"] = "xavier"  # nn.MultiheadAttention's initialisation, or nn.Linear's
     embed_init: Literal["unit", "small"] = "unit"  # tokens and positions N(0, 1), or N(0, 0.02²) as in GPT
+    norm_kind: Literal["layer", "rms"] = "layer"  # LayerNorm, or RMSNorm (Zhang and Sennrich, 2019)
+    qk_norm: bool = False  # queries and keys to root mean square 1, head by head (Henry et al., 2020)
+    tied: bool = False  # the head's matrix is the embedding's (Press and Wolf, 2017)
+    zero_init: bool = False  # each branch's output matrix starts at zero: a block starts as the identity
 
     _may_be_zero = ("ff_width",)
 
@@ -199,10 +180,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(C, 3 * C)
         self.out = nn.Linear(C, C)
         self.rotary = Rotary(config.head_width, config.context) if config.positions == "rope" else None
+        self.qk_norm = config.qk_norm
         if config.qkv_init == "xavier":
             nn.init.xavier_uniform_(self.qkv.weight)
             nn.init.zeros_(self.qkv.bias)
             nn.init.zeros_(self.out.bias)
+        if config.zero_init:
+            _zero(self.out)
 
     def project(self, x: Tensor, scored: slice) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) -> queries (B, H, S, D) at the scored positions, keys and values (B, H, T, D) at all."""
@@ -211,6 +195,8 @@ class Attention(nn.Module):
         q = F.linear(x[:, scored], W[:C], b[:C])
         k, v = F.linear(x, W[C:], b[C:]).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        if self.qk_norm:
+            q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
         if self.rotary is not None:
             positions = torch.arange(x.size(1), device=x.device)
             q, k = self.rotary(q, positions[scored]), self.rotary(k, positions)
@@ -250,7 +236,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Position by position: C -> W -> C through ReLU, or through SwiGLU (Shazeer, 2020), then dropout."""
+    """Position by position: C -> W -> C through ReLU, its square, or SwiGLU (Shazeer, 2020), then dropout."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -259,14 +245,22 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(C, W) if config.ff_kind == "swiglu" else None
         self.down = nn.Linear(W, C)
         self.dropout = Dropout(config.dropout)
+        self.squared = config.ff_kind == "relu2"
+        if config.zero_init:
+            _zero(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
-        return self.dropout(self.down(h))
+        return self.dropout(self.down(h.square() if self.squared else h))
+
+
+def _zero(linear: nn.Linear):
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each inside a residual sum with a LayerNorm after or before it."""
+    """Attention, then feed-forward, each inside a residual sum with a norm after or before it."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -292,11 +286,13 @@ class Block(nn.Module):
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
-    return nn.Identity() if config.norm == "none" else nn.LayerNorm(config.d_model)
+    if config.norm == "none":
+        return nn.Identity()
+    return nn.LayerNorm(config.d_model) if config.norm_kind == "layer" else nn.RMSNorm(config.d_model)
 
 
 class Transformer(nn.Module):
-    """Embedding and positions, L blocks, a final LayerNorm, a linear head (not tied to the embedding)."""
+    """Embedding and positions, L blocks, a final norm, a linear head (its matrix the embedding's if ``tied``)."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int):
         super().__init__()
@@ -309,6 +305,8 @@ class Transformer(nn.Module):
         if config.embed_init == "small":
             for table in filter(None, (self.embed, self.positions)):
                 table.weight.data *= 0.02
+        if config.tied:
+            self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor, every_position: bool = False) -> Tensor:
         """(B, t) ids, t <= T -> (B, V) logits after the last token, or (B, t, V) after every one.
@@ -368,8 +366,7 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
     """
     if type(config) not in _MODULES:
         raise TypeError(f"config must be a LinearConfig, MLPConfig or TransformerConfig, got {config!r}")
-    if type(vocab_size) is not int or vocab_size < 1:
-        raise ValueError(f"vocab_size must be a positive integer, got {vocab_size!r}")
+    vocab_size = integer("vocab_size", vocab_size)
     if seed is None:
         return _MODULES[type(config)](config, vocab_size)
     with torch.random.fork_rng(devices=[]):
@@ -377,15 +374,24 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
         return _MODULES[type(config)](config, vocab_size)
 
 
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices between embedding and head: those that Muon updates."""
+    outer = [m for m in model.modules() if isinstance(m, nn.Embedding)] + [model.head]
+    outer = {id(p) for m in outer for p in m.parameters()}
+    return [p for p in model.parameters() if p.dim() == 2 and id(p) not in outer]
+
+
 class ParameterCount(NamedTuple):
     total: int
-    without_embeddings: int  # token and position embeddings left out; the output head counts
+    without_embeddings: int  # token and position embeddings left out; the output head counts, a tied one too
 
 
 def n_parameters(model: nn.Module) -> ParameterCount:
     """Number of trainable parameters, in all and without the embedding tables."""
     total = sum(p.numel() for p in model.parameters())
-    embeddings = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = getattr(model, "head", None)
+    embeddings = sum(n for table, n in tables.items() if head is None or table != id(head.weight))
     return ParameterCount(total, total - embeddings)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from . import paper
+from . import paper, recipes
 from .experiments import Experiment, Record
 from .flops import Ledger, Scored, as_text, flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
@@ -429,4 +429,5 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "positions": lambda seeds, found: positions(seeds),
     "words": lambda seeds, found: words(seeds),
     "frontier": frontier,
+    "today": recipes.today,
 }

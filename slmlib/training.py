@@ -1,11 +1,13 @@
 """Training and evaluation: the loop that every result in the book comes from."""
 
 import ctypes
+import hashlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -17,10 +19,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from .checks import Checked
 from .corpora import Corpus
-from .models import Transformer, changed, evaluating
+from .models import Transformer, changed, evaluating, hidden_matrices
 from .windows import Windows, random_stream
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
@@ -54,8 +58,12 @@ class Diverged(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """Adam with default betas, no weight decay, no schedule; an epoch is a number of windows drawn at random."""
+class TrainingConfig(Checked):
+    """How long, how fast, on what; an epoch is a number of windows drawn at random.
+
+    The defaults are the paper's: Adam with default betas, no weight decay, no schedule. Test and validation look at
+    the same windows of their splits unless told otherwise.
+    """
 
     epochs: int = 3
     windows_per_epoch: int = 50_000
@@ -65,21 +73,60 @@ class TrainingConfig:
     learning_rate: float = 3e-4
     scored: Literal["last", "every"] = "last"  # which positions of a training window the loss is taken at
     eval_from: int | None = None  # the first token scored, the same for all contexts; None: the first there is
+    valid_from: int | None = None  # validation scores from this token of its split to the end; None: as the test does
+    valid_stride: int | None = None  # every so many-th window of these; None: eval_stride
+    whole_stride: int | None = None  # and every so many-th of the whole test split; None: eval_stride, at most 8
+    optimiser: Literal["adam", "adamw", "muon"] = "adam"  # muon: for the matrices between embedding and head
+    muon_rate: float = 0.02  # Muon's learning rate; all else is AdamW's, at learning_rate
+    beta2: float = 0.999  # Adam's decay of the squared gradient
+    weight_decay: float = 0.0  # of matrices, decoupled from the gradient; not with "adam"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up, down to zero at the last step
+    warmup: float = 0.0  # the share of the steps in which the rate rises linearly from zero
+    clip: float | None = None  # the largest norm that the gradient may have; it is scaled down to it
+    average: float = 0.0  # validated and kept are the weights' moving average with this decay a step; 0: as they are
+
+    _positive = ("learning_rate", "muon_rate", "clip")
 
     def __post_init__(self):
-        for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch", "eval_from"):
-            value, may_be_none = getattr(self, name), name in ("eval_windows", "eval_from")
-            if not ((type(value) is int and value >= 1) or (may_be_none and value is None)):
-                raise ValueError(f"TrainingConfig.{name} must be an integer of at least 1, got {value!r}")
-        if self.scored not in ("last", "every"):
-            raise ValueError(f"TrainingConfig.scored must be 'last' or 'every', got {self.scored!r}")
-        if not (type(self.learning_rate) in (int, float) and 0 < self.learning_rate < math.inf):
-            raise ValueError(f"TrainingConfig.learning_rate must be a positive number, got {self.learning_rate!r}")
-        object.__setattr__(self, "learning_rate", float(self.learning_rate))  # 1 and 1.0 are one config
+        super().__post_init__()
+        if self.weight_decay and self.optimiser == "adam":
+            raise ValueError(
+                f"TrainingConfig.weight_decay must be 0 with optimiser='adam', got {self.weight_decay!r}; use 'adamw'"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.windows_per_epoch / self.batch)
+
+    @property
+    def begins_longer_runs(self) -> bool:
+        """Whether the same training with more epochs begins as this one: not where a schedule knows its end."""
+        return self.schedule == "constant" and not self.warmup
+
+    def rate(self, step: int) -> float:
+        """The factor of the learning rates at a step, counted from 0: the warm-up, then the schedule."""
+        steps = self.epochs * self.steps_per_epoch
+        rise = round(self.warmup * steps)
+        if step < rise:
+            return (step + 1) / rise
+        done = (step - rise) / (steps - rise)
+        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
+
+    @property
+    def test(self) -> dict[str, int | None]:
+        """What the test looks at, as arguments of ``evaluate``."""
+        return {"n_windows": self.eval_windows, "stride": self.eval_stride, "first": self.eval_from}
+
+    @property
+    def whole_test(self) -> dict[str, int | None]:
+        """What the test on the whole split looks at, likewise."""
+        return {"n_windows": None, "stride": self.whole_stride or min(8, self.eval_stride), "first": self.eval_from}
+
+    @property
+    def validation(self) -> dict[str, int | None]:
+        """What validation looks at, likewise."""
+        looks_at = self.test if self.valid_from is None else {"n_windows": None, "first": self.valid_from}
+        return {**looks_at, "stride": self.valid_stride or self.eval_stride}
 
     def at(self, budget: str, sized_for: str = "paper") -> "TrainingConfig":
         """The same training at a smaller budget than the one that it is sized for.
@@ -97,11 +144,9 @@ class TrainingConfig:
         if fraction >= 1:
             return self
         windows = min(self.windows_per_epoch, max(self.batch, round(self.windows_per_epoch * fraction)))
-        return replace(
-            self,
-            windows_per_epoch=windows,
-            eval_stride=self.eval_stride * _EVAL_STRIDE[budget] // _EVAL_STRIDE[sized_for],
-        )
+        strides = {n: getattr(self, n) for n in ("eval_stride", "valid_stride", "whole_stride")}
+        strides = {n: s and s * _EVAL_STRIDE[budget] // _EVAL_STRIDE[sized_for] for n, s in strides.items()}
+        return replace(self, windows_per_epoch=windows, **strides)
 
 
 @dataclass
@@ -125,7 +170,8 @@ def fit(
     training: TrainingConfig,
     seed: int,
     progress: bool = True,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    at_end: Callable[[nn.Module, History], None] | None = None,
 ) -> History:
     """Train ``model`` in place on windows of ``corpus.train``.
 
@@ -144,23 +190,28 @@ def fit(
         checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, of this
             run or of the same with fewer epochs, the run goes on from it, to the same bits as if it had never
             stopped. The caller deletes it.
+        at_end: called once with the last epoch's weights, before those of the best epoch come back.
 
     Raises:
         ValueError: if a split is too short for the context or for ``training.eval_windows``, if ``training.eval_from``
-            lies within the context, if every position is to be scored of a model that scores the last alone, or if
-            ``checkpoint`` is of another run or none.
+            lies within the context, if every position is to be scored of a model that scores the last alone, if Muon is
+            asked for where there is no matrix between embedding and head, or if ``checkpoint`` is damaged or of another
+            run: of another text, other initial weights, another training, seed, device or version of PyTorch.
+        FileNotFoundError: if the folder of ``checkpoint`` is missing.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
     keep_freed_memory()
     device = next(model.parameters()).device
     windows = Windows(corpus.train.to(device), model.config.context)
-    check_windows(corpus.valid, "validation", model.config.context, training)
+    check_windows(corpus.valid, "validation", model.config.context, training.validation)
     if training.scored == "every" and not isinstance(model, Transformer):
         raise ValueError(
             f"TrainingConfig.scored is 'every', which a {type(model).__name__} cannot be: it scores the last"
         )
     draws = random_stream(seed, "windows")
-    optimiser = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    optimisers = _optimisers(model, training)
+    mean = _moving_average(model, training.average) if training.average else None
+    kept = mean.module if mean else model  # whose weights are validated and kept
     history, best, began = History(), {}, time.perf_counter()
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bars do not read it themselves
     bar = tqdm(total=training.epochs * training.steps_per_epoch, unit="step", leave=False, disable=hidden)
@@ -171,25 +222,20 @@ def fit(
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(dropout)
-        state = _State(model, optimiser, draws, history, best, device)
         if checkpoint is not None:
-            run = (
-                f"{type(model).__name__} {changed(model.config)} on {len(corpus.train)} tokens of {corpus.name}, "
-                f"{changed(replace(training, epochs=1))} an epoch, seed {seed}, PyTorch {torch.__version__}"
-            ) + (f" on {device.type}" if device.type != "cpu" else "")  # whose dropout has another stream
-            if checkpoint.exists():
-                state.restore(checkpoint, run, training.epochs)
-                bar.update(len(history.step_losses))
-                began -= history.seconds
+            state = _State(Path(checkpoint), model, mean, optimisers, draws, history, best)
+            state.begin(corpus, training, seed)
+            bar.update(len(history.step_losses))
+            began -= history.seconds
         for _ in range(len(history.valid), training.epochs):
             model.train()
             starts = windows.draw(training.windows_per_epoch, draws).to(device)
             losses = []
             for chosen in starts.split(training.batch):
                 loss = _loss(model, windows.view[chosen], training.scored)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+                _step(model, loss, optimisers, training, len(history.step_losses) + len(losses))
+                if mean:
+                    mean.update_parameters(model)
                 losses.append(loss.detach())
                 bar.update()
                 if len(losses) % 100 == 0:
@@ -198,77 +244,153 @@ def fit(
             history.step_losses += torch.stack(losses).tolist()
             sizes = torch.tensor([len(c) for c in starts.split(training.batch)], device=device)
             history.train.append((torch.stack(losses) * sizes).sum().item() / len(starts))
-            history.valid.append(
-                evaluate(model, corpus.valid, training.eval_windows, training.eval_stride, first=training.eval_from)
-            )
+            history.valid.append(evaluate(kept, corpus.valid, **training.validation))
             if not math.isfinite(history.valid[-1]):  # the epoch's last update has shown in no training loss yet
                 raise Diverged(len(history.step_losses), history.valid[-1], training.learning_rate, "validation loss")
             bar.set_postfix(valid=f"{history.valid[-1]:.3f}")
             if history.best_epoch == len(history.valid):
-                best |= {k: v.clone() for k, v in model.state_dict().items()}  # a copy: later steps update in place
+                best |= {k: v.clone() for k, v in kept.state_dict().items()}  # a copy: later steps update in place
             history.seconds = time.perf_counter() - began
             if checkpoint is not None:
-                state.save(checkpoint, run)
+                state.save()
+    if at_end is not None:
+        at_end(kept, history)
     model.load_state_dict(best)
     model.zero_grad()
     model.eval()
     return history
 
 
+def _optimisers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Adam; AdamW (Loshchilov and Hutter, 2019); or that and Muon (Jordan et al., 2024), each for its parameters."""
+    adam = {"lr": training.learning_rate, "betas": (0.9, training.beta2), "fused": True}
+    if training.optimiser == "adam":
+        return [torch.optim.Adam(model.parameters(), **adam)]
+    decay = training.weight_decay
+    matrices = hidden_matrices(model) if training.optimiser == "muon" else []
+    if training.optimiser == "muon" and not matrices:
+        raise ValueError(
+            f"TrainingConfig.optimiser is 'muon', but a {type(model).__name__} has no matrix between embedding and head"
+        )
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    tables, vectors = [p for p in others if p.dim() > 1], [p for p in others if p.dim() < 2]
+    groups = [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    muon = [torch.optim.Muon(matrices, lr=training.muon_rate, weight_decay=decay)] if matrices else []
+    return [torch.optim.AdamW([g for g in groups if g["params"]], **adam), *muon]
+
+
+def _moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def _step(
+    model: nn.Module, loss: Tensor, optimisers: list[torch.optim.Optimizer], training: TrainingConfig, step: int
+) -> None:
+    """One update of the weights; ``step`` counts from 0."""
+    model.zero_grad()
+    loss.backward()
+    if training.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+    for optimiser in optimisers:
+        if not training.begins_longer_runs:
+            full = training.muon_rate if isinstance(optimiser, torch.optim.Muon) else training.learning_rate
+            for group in optimiser.param_groups:
+                group["lr"] = full * training.rate(step)
+        optimiser.step()
+
+
 @dataclass
 class _State:
     """All that the rest of a run of ``fit`` depends on, to and from one file of named tensors."""
 
+    path: Path
     model: nn.Module
-    optimiser: torch.optim.Adam
+    mean: AveragedModel | None
+    optimisers: list[torch.optim.Optimizer]
     draws: torch.Generator
     history: History
     best: dict[str, Tensor]
-    device: torch.device
+    run: str = ""  # which run it is, by all that determines its result
 
-    def save(self, path: Path, run: str) -> None:
+    def begin(self, corpus: Corpus, training: TrainingConfig, seed: int) -> None:
+        """Take up the run where the file left it, if there is one."""
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"the folder of the checkpoint {self.path} is missing: make it first")
+        text = {"train": corpus.train, "valid": corpus.valid}
+        what = replace(training, epochs=1) if training.begins_longer_runs else training
+        device = next(self.model.parameters()).device.type
+        self.run = (
+            f"{type(self.model).__name__} {changed(self.model.config)}, initial weights "
+            f"{_digest(self.model.state_dict())}, on {len(corpus.train)} tokens of {corpus.name}, "
+            f"text {_digest(text)}, "
+            f"{changed(what)} {'an epoch' if what is not training else 'in all'}, seed {seed}, "
+            f"PyTorch {torch.__version__}"
+        ) + (f" on {device}" if device != "cpu" else "")  # whose dropout has another stream
+        if self.path.exists():
+            self.restore(training.epochs)
+
+    def save(self) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        for i, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
+        if self.mean:
+            tensors |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
+        for n, optimiser in enumerate(self.optimisers):
+            for i, moments in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{n}.{i}.{k}": v for k, v in moments.items()}
         tensors |= {"random.windows": self.draws.get_state(), "random.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        metadata = {"run": run, "history": json.dumps(asdict(self.history))}
-        data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata)
-        write_whole(path, path.with_name(f"{path.name}.partial"), data)
+        device = next(self.model.parameters()).device
+        if device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+        tensors = {k: v.clone() for k, v in tensors.items()}  # tied weights are one tensor, which the format refuses
+        metadata = {"run": self.run, "history": json.dumps(asdict(self.history))}
+        metadata["sha256"] = _digest(tensors, metadata["run"], metadata["history"])
+        write_whole(
+            self.path, self.path.with_name(f"{self.path.name}.partial"), safetensors.torch.save(tensors, metadata)
+        )
 
-    def restore(self, path: Path, run: str, epochs: int) -> None:
-        metadata = _read_metadata(path)
-        tensors = safetensors.torch.load_file(path)
-        if metadata.get("run") != run:
-            raise ValueError(
-                f"checkpoint {path} is of another run, {metadata.get('run')!r}, not of {run!r}; "
-                "delete it to start this run anew"
-            )
+    def restore(self, epochs: int) -> None:
+        metadata = _read_metadata(self.path)
+        anew = "delete it to start this run anew"
+        if metadata["run"] != self.run:
+            raise ValueError(f"checkpoint {self.path} is of another run, {metadata['run']!r}, not {self.run!r}; {anew}")
+        tensors = safetensors.torch.load_file(self.path)
+        if metadata["sha256"] != _digest(tensors, metadata["run"], metadata["history"]):
+            raise ValueError(f"checkpoint {self.path} is damaged: its checksum is not that of what it holds; {anew}")
         history = json.loads(metadata["history"])
         if len(history["valid"]) > epochs:
-            raise ValueError(
-                f"checkpoint {path} is {len(history['valid'])} epochs into a run of {epochs}; "
-                "delete it to start this run anew"
-            )
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}, "random": {}}
+            raise ValueError(f"checkpoint {self.path} is {len(history['valid'])} epochs into a run of {epochs}; {anew}")
+        groups: dict[str, dict[str, Tensor]] = {k: {} for k in ("model", "best", "mean", "optimiser", "random")}
         for name, tensor in tensors.items():
             group, _, key = name.partition(".")
             groups[group][key] = tensor
         self.model.load_state_dict(groups["model"])
-        self.best |= {k: v.to(self.device) for k, v in groups["best"].items()}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups["adam"].items():
-            i, _, key = name.partition(".")
-            moments.setdefault(int(i), {})[key] = tensor
-        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        device = next(self.model.parameters()).device
+        self.best |= {k: v.to(device) for k, v in groups["best"].items()}
+        if self.mean:
+            self.mean.load_state_dict(groups["mean"])
+        for n, optimiser in enumerate(self.optimisers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in groups["optimiser"].items():
+                of, i, key = name.split(".", 2)
+                if int(of) == n:
+                    moments.setdefault(int(i), {})[key] = tensor
+            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
         for name, value in history.items():
             setattr(self.history, name, value)
         self.draws.set_state(groups["random"]["windows"])
         torch.set_rng_state(groups["random"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(groups["random"]["cuda"], device)
+
+
+def _digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of named tensors, shapes and types included, and of texts."""
+    digest = hashlib.sha256(repr(texts).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def write_whole(path: Path, partial: Path, data: bytes) -> None:
@@ -297,7 +419,7 @@ def _read_metadata(checkpoint: Path) -> dict[str, str]:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{checkpoint} is no checkpoint ({error}); delete it to start this run anew") from error
-    if "history" not in metadata:
+    if not metadata.keys() >= {"run", "history", "sha256"}:
         raise ValueError(f"{checkpoint} is no checkpoint of this package; delete it to start this run anew")
     return metadata
 
@@ -375,19 +497,19 @@ def _evaluated(ids: Tensor, context: int, first: int | None) -> Windows:
     return Windows(ids[(first or context) - context :], context)
 
 
-def check_windows(ids: Tensor, split: str, context: int, training: TrainingConfig) -> None:
-    """See that a split holds the windows that an evaluation with ``training`` looks at.
+def check_windows(ids: Tensor, split: str, context: int, looks_at: Mapping[str, int | None]) -> None:
+    """See that a split holds the windows that an evaluation looks at: ``TrainingConfig.test`` or ``.validation``.
 
     Raises:
         ValueError: if it does not; names the split.
     """
     try:
-        there = len(_evaluated(ids, context, training.eval_from))
+        there = len(_evaluated(ids, context, looks_at["first"]))
     except ValueError as error:
         raise ValueError(f"the {split} split: {error}") from error
-    if training.eval_windows is not None and training.eval_windows > there:
+    if looks_at["n_windows"] is not None and looks_at["n_windows"] > there:
         raise ValueError(
-            f"TrainingConfig.eval_windows is {training.eval_windows}, but the {split} split holds {there} windows"
+            f"TrainingConfig.eval_windows is {looks_at['n_windows']}, but the {split} split holds {there} windows"
         )
 
 

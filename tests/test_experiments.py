@@ -126,6 +126,8 @@ def changed(config):
     """That config once for each of its fields, with another value there."""
     for f in fields(config):
         value = getattr(config, f.name)
+        if isinstance(value, str) and not get_args(f.type):
+            continue
         if isinstance(value, str):
             for choice in set(get_args(f.type)) - {value}:
                 yield replace(config, **{f.name: choice})
@@ -133,6 +135,10 @@ def changed(config):
             yield replace(config, **{f.name: not value})
         elif value is None:
             yield replace(config, **{f.name: 100})
+        elif f.name == "weight_decay":
+            yield replace(config, optimiser="adamw", weight_decay=0.1)
+        elif value == 0:
+            yield replace(config, **{f.name: 0.25})
         else:
             yield replace(config, **{f.name: value / 2 if isinstance(value, float) else 2 * value})
 

@@ -28,6 +28,7 @@ VARIANTS = [
     replace(SMALL, heads=1),
     replace(SMALL, context=1),
     replace(SMALL, dropout=0.0),
+    replace(SMALL, ff_kind="relu2", norm_kind="rms", qk_norm=True, tied=True, zero_init=True, positions="rope"),
 ]
 
 

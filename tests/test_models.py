@@ -17,6 +17,7 @@ from slmlib.models import (
     attention_weights,
     build,
     generate,
+    hidden_matrices,
     n_parameters,
 )
 
@@ -382,13 +383,63 @@ def test_the_mlp_drops_out_each_hidden_layer():
     assert share[5] > 0.85 > share[4]  # after the second
 
 
+# What is built today
+
+TODAY = replace(
+    SMALL,
+    **{"norm": "pre", "norm_kind": "rms", "positions": "rope", "qk_norm": True, "ff_kind": "relu2"},
+    **{"dropout_site": "residual", "qkv_init": "linear", "zero_init": True},
+)
+
+
+def test_a_block_of_today_equals_its_formula():
+    model = make(replace(TODAY, layers=1, positions="none"))
+    block, x = model.blocks[0], model.embed(ids(B, T))
+    attention, ff = block.attention, block.feed_forward
+
+    def rms(x, gain=1.0):
+        return x / x.square().mean(-1, keepdim=True).add(torch.finfo(x.dtype).eps).sqrt() * gain
+
+    q, k, v = attention.qkv(rms(x, block.norm1.weight)).view(B, T, 3, 4, 4).permute(2, 0, 3, 1, 4)
+    scores = rms(q) @ rms(k).transpose(-1, -2) / 4**0.5
+    mixed = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1) @ v
+    y = x + attention.out(mixed.transpose(1, 2).flatten(2))
+    y = y + ff.down(ff.up(rms(y, block.norm2.weight)).clamp(min=0) ** 2)
+    close(model(ids(B, T), every_position=True), model.head(rms(y, model.norm.weight)), 1e-5)
+
+
+def test_blocks_that_start_at_zero_start_as_the_identity():
+    model, other = (build(replace(TODAY, zero_init=zero), V, seed=0) for zero in (True, False))
+    x = torch.randn(B, T, 16)
+    assert torch.equal(model.blocks[0](x), x)
+    assert not torch.equal(other.blocks[0](x), x)
+
+
+def test_a_tied_head_is_the_embedding_and_counted_once():
+    model, other = (build(replace(TODAY, tied=tied), V, seed=0) for tied in (True, False))
+    assert model.head.weight is model.embed.weight
+    assert n_parameters(other).total - n_parameters(model).total == V * 16
+    assert n_parameters(other).without_embeddings == n_parameters(model).without_embeddings
+
+
+@pytest.mark.parametrize("config", [*ARCHITECTURES, TODAY, replace(TODAY, tied=True)])
+def test_hidden_matrices_lie_between_embedding_and_head(config):
+    model = build(config, V)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)] for p in hidden_matrices(model)}
+    assert found == {n for n in names.values() if n.endswith("weight") and n.startswith(("hidden", "blocks"))} - {
+        n for n in names.values() if ".norm" in n
+    }
+
+
 # Causality, and scoring the last position only
 
 
 @norms
 @positions
-def test_no_position_sees_its_future(norm, positions):
-    model = make(replace(SMALL, norm=norm, positions=positions))
+@pytest.mark.parametrize("base", [SMALL, TODAY], ids=["paper", "today"])
+def test_no_position_sees_its_future(norm, positions, base):
+    model = make(replace(base, norm=norm, positions=positions))
     leaf = model.embed(ids(B, T)).detach().requires_grad_()
     model.embed.register_forward_hook(lambda *_: leaf)
     logits = model(ids(B, T), every_position=True)
@@ -402,9 +453,10 @@ def test_no_position_sees_its_future(norm, positions):
 @positions
 @pytest.mark.parametrize("length", [1, 5, T])
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_scoring_the_last_position_equals_scoring_every_position(norm, positions, length, mode):
+@pytest.mark.parametrize("base", [SMALL, TODAY], ids=["paper", "today"])
+def test_scoring_the_last_position_equals_scoring_every_position(norm, positions, length, mode, base):
     site = "residual" if norm == "pre" else "attention"
-    model = make(replace(SMALL, norm=norm, positions=positions, dropout=0.0, dropout_site=site)).train(mode == "train")
+    model = make(replace(base, norm=norm, positions=positions, dropout=0.0, dropout_site=site)).train(mode == "train")
     tokens, targets, grads = ids(B, length), ids(B, seed=1), []
     last, every = model(tokens), model(tokens, every_position=True)
     assert (last.shape, every.shape) == ((B, V), (B, length, V))
@@ -582,7 +634,7 @@ def test_build_refuses_what_is_not_a_config(config):
 
 @pytest.mark.parametrize("vocab_size", [0, -1, 65.0, True, "65", None])
 def test_build_refuses_a_bad_vocabulary_size(vocab_size):
-    with pytest.raises(ValueError, match=re.escape(f"vocab_size must be a positive integer, got {vocab_size!r}")):
+    with pytest.raises(ValueError, match=re.escape(f"vocab_size must be an integer of at least 1, got {vocab_size!r}")):
         build(LinearConfig(), vocab_size)
 
 

@@ -124,6 +124,81 @@ def test_fit_is_adam_with_default_betas_on_the_drawn_windows():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+TODAY = replace(
+    *(QUICK,),
+    **{"optimiser": "muon", "muon_rate": 0.01, "weight_decay": 0.2, "beta2": 0.9, "schedule": "linear", "warmup": 0.25},
+    **{"clip": 0.5, "average": 0.8, "epochs": 4, "learning_rate": 0.01},
+)
+
+
+def test_fit_with_todays_training_is_what_its_parts_say():
+    """AdamW and Muon by a scheduled rate, the gradient's norm clipped, the weights averaged, as a loop by hand."""
+    config = replace(ATTENTION, dropout=0.0)
+    fitted, history = run(config, TODAY)
+    model = build(config, V, seed=0)
+    inner = [p for name, p in model.named_parameters() if name.startswith("blocks") and p.dim() == 2]
+    outer = [model.embed.weight, model.positions.weight, model.head.weight]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    adam = torch.optim.AdamW([{"params": outer}, {"params": vectors, "weight_decay": 0}], weight_decay=0.2)
+    muon = torch.optim.Muon(inner, weight_decay=0.2)
+    starts, rates = random_stream(0, "windows"), [1 / 3, 2 / 3, 1, *(1 - i / 9 for i in range(9))]
+    assert [TODAY.rate(step) for step in range(12)] == pytest.approx(rates)
+    mean, means = None, []
+    for step, rate in enumerate(rates):
+        if step % 3 == 0:
+            drawn = Windows(NOISE.train, T).draw(40, starts).split(16)
+        inputs, targets = Windows(NOISE.train, T)[drawn[step % 3]]
+        loss = F.cross_entropy(model(inputs), targets)
+        assert loss.item() == pytest.approx(history.step_losses[step], abs=1e-4)
+        model.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+        for p in model.parameters():
+            p.grad *= min(1, 0.5 / norm)
+        for optimiser, full in ((adam, 0.01), (muon, 0.01)):
+            for group in optimiser.param_groups:
+                group["lr"] = full * rate
+                group["betas"] = (0.9, 0.9)
+            optimiser.step()
+        now = {k: v.clone() for k, v in model.state_dict().items()}
+        mean = now if mean is None else {k: 0.8 * v + 0.2 * now[k] for k, v in mean.items()}
+        means += [mean] if step % 3 == 2 else []
+    for name, tensor in fitted.state_dict().items():
+        torch.testing.assert_close(tensor, means[history.best_epoch - 1][name], rtol=0, atol=1e-3)  # Muon's bfloat16
+
+
+def test_schedules_end_at_zero_and_a_constant_one_stays():
+    def rates(**options):
+        training = replace(QUICK, epochs=2, **options)  # six steps
+        return [training.rate(step) for step in range(6)]
+
+    assert rates() == [1] * 6
+    assert rates(schedule="linear") == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert rates(schedule="cosine") == pytest.approx([(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)])
+    assert rates(warmup=0.5) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+
+
+def test_muon_needs_a_matrix_between_embedding_and_head():
+    with pytest.raises(ValueError, match="'muon', but a Linear has no matrix"):
+        run(LINEAR, replace(QUICK, optimiser="muon"))
+
+
+def test_validation_may_look_elsewhere_than_the_test():
+    training = replace(QUICK, valid_from=100, valid_stride=7)
+    model, history = run(MLP, training)
+    assert history.valid[history.best_epoch - 1] == evaluate(model, NOISE.valid, None, 7, first=100)
+
+
+def test_at_the_end_the_last_epochs_weights_are_shown():
+    data, seen = corpus(noise(40), noise(300, seed=1)), []
+    model, training = build(MLP, V, seed=0), replace(QUICK, epochs=8, learning_rate=0.03)
+    history = fit(
+        model, data, training, 0, False, at_end=lambda m, h: seen.append(evaluate(m, data.valid, **training.validation))
+    )
+    assert history.best_epoch < 8
+    assert seen == [history.valid[-1]]
+
+
 def test_each_epoch_draws_new_windows_and_validates_as_told():
     """At a vanishing learning rate the model stays as it is, so the losses tell which windows it saw."""
     training = replace(QUICK, learning_rate=1e-30, eval_windows=40, eval_stride=3)
@@ -187,9 +262,9 @@ def stop_at(monkeypatch):
     return stop_at
 
 
-def go_on(checkpoint, config=MLP, training=FOUR, seed=0, data=NOISE, start=9):
-    """A run with a checkpoint, in a model whose own initial weights should not matter where there is one."""
-    model = build(config, V, seed=start if checkpoint.exists() else 0)
+def go_on(checkpoint, config=MLP, training=FOUR, seed=0, data=NOISE, start=0, dtype=torch.float32):
+    """A run with a checkpoint, from the initial weights of the seed ``start``."""
+    model = build(config, V, seed=start).to(dtype)
     return model, fit(model, data, training, seed, progress=False, checkpoint=checkpoint)
 
 
@@ -219,6 +294,25 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, stops, checkpoint, stop_
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert [file.name for file in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+@pytest.mark.parametrize("stop", [4, 9, 12])
+def test_a_stopped_run_with_todays_training_goes_on_to_the_same_bits(stop, checkpoint, stop_at):
+    config = replace(ATTENTION, tied=True, embed_init="small")
+    whole, history = run(config, TODAY)
+    stop_at(stop)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(checkpoint, config, TODAY)
+    stop_at(0)
+    model, again = go_on(checkpoint, config, TODAY)
+    assert outcome(again) == outcome(history)
+    assert same(model.state_dict(), whole.state_dict())
+
+
+def test_a_run_whose_schedule_knows_its_end_is_not_the_beginning_of_a_longer_one(checkpoint):
+    go_on(checkpoint, ATTENTION, TODAY)
+    with pytest.raises(ValueError, match="another run"):
+        go_on(checkpoint, ATTENTION, replace(TODAY, epochs=5))
 
 
 @pytest.mark.parametrize("config", [replace(MLP, dropout=0.1), ATTENTION], ids=lambda c: type(c).__name__)
@@ -263,12 +357,12 @@ def test_seconds_add_up_over_the_stops(checkpoint, stop_at, monkeypatch):
     assert go_on(checkpoint)[1].seconds == whole
 
 
-def test_a_run_that_fails_leaves_the_checkpoint_before(checkpoint):
+def test_a_run_that_fails_leaves_the_checkpoint_before(checkpoint, monkeypatch):
     go_on(checkpoint)
     before = checkpoint.read_bytes()
-    model = build(MLP, V, seed=0)
-    with pytest.raises(IndexError):
-        fit(model, corpus(NOISE.train + V, NOISE.valid), replace(FOUR, epochs=9), 0, False, checkpoint)
+    monkeypatch.setattr(training_module, "_loss", None)
+    with pytest.raises(TypeError):
+        go_on(checkpoint, training=replace(FOUR, epochs=9))
     assert checkpoint.read_bytes() == before
 
 
@@ -282,6 +376,10 @@ OTHER_RUNS = {
     "text": {"data": corpus(noise(299), NOISE.valid)},
     "corpus": {"data": replace(NOISE, name="another")},
     "fewer epochs": {"training": replace(FOUR, epochs=3)},
+    "a text of the same length": {"data": replace(NOISE, train=noise(300, seed=5))},
+    "a validation text of the same length": {"data": replace(NOISE, valid=noise(300, seed=5))},
+    "other initial weights": {"start": 9},
+    "other types": {"dtype": torch.float64},
 }
 
 
@@ -319,6 +417,23 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_left(spoil, checkpoint):
     assert str(checkpoint) in str(error.value)
     assert checkpoint.read_bytes() == spoilt
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(checkpoint):
+    go_on(checkpoint)
+    whole, places = checkpoint.read_bytes(), torch.Generator().manual_seed(0)
+    for at in torch.randint(len(whole), (60,), generator=places).tolist():
+        checkpoint.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="delete it to start this run anew"):
+            go_on(checkpoint)
+
+
+def test_a_checkpoint_may_be_named_by_text_and_its_folder_must_be_there(tmp_path, monkeypatch):
+    fit(build(MLP, V, seed=0), NOISE, QUICK, 0, False, str(tmp_path / "a"))
+    assert epochs_in(tmp_path / "a") == 2
+    monkeypatch.setattr(training_module, "_loss", None)  # nothing is trained before that is known
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        fit(build(MLP, V, seed=0), NOISE, QUICK, 0, False, tmp_path / "nowhere" / "a")
 
 
 def test_tensors_without_a_run_are_no_checkpoint(checkpoint):
@@ -553,7 +668,10 @@ def test_evaluate_restores_the_mode_after_an_error():
     [
         *((name, 0) for name in ("epochs", "windows_per_epoch", "eval_windows", "eval_stride", "batch", "eval_from")),
         *(("batch", value) for value in (-1, 1.5, True, "64", None)),
-        *(("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, "3e-4", None)),
+        *(("learning_rate", value) for value in (0, -1e-3, math.nan, math.inf, 10**400, "3e-4", None)),
+        *(("valid_from", 0), ("valid_stride", 0), ("whole_stride", 0), ("muon_rate", 0.0), ("clip", 0)),
+        *(("beta2", 1.0), ("weight_decay", -0.1), ("warmup", 1), ("average", 1.0), ("optimiser", "sgd")),
+        *(("schedule", "step"), ("weight_decay", 0.1)),  # the last: with Adam
     ],
 )
 def test_a_bad_field_is_named_with_its_value(field, value):
