@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import matplotlib.ticker as ticker
 import numpy as np
+from IPython import get_ipython
 from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from scipy import stats
 from torch import Tensor
 
@@ -50,15 +52,16 @@ STYLE = {
 
 
 def use_style() -> None:
-    """Make the book's style the default of this process; in a notebook, draw as SVG."""
-    plt.rcParams.update(STYLE)
-    try:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    """Make the book's style the default of this process, whatever the reader's own; in a notebook, show figures.
 
-        get_ipython()  # a NameError outside a notebook
-    except (ImportError, NameError):
-        return
-    set_matplotlib_formats("svg")
+    As SVG for pages, and as PNG for notebooks that were downloaded: JupyterLab shows no SVG of those.
+    """
+    plt.rcdefaults()
+    plt.rcParams.update(STYLE)
+    shell = get_ipython()
+    if getattr(shell, "kernel", None) is not None:
+        shell.run_line_magic("matplotlib", "inline")  # MPLBACKEND may say something else
+        set_matplotlib_formats("svg", "png")
 
 
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -14,6 +14,7 @@ from docutils.statemachine import StringList
 from myst_nb.ext.glue import GLUE_PREFIX
 from myst_nb.ext.glue.directives import PasteFigureDirective, PasteMarkdownDirective
 from sphinx.directives.patches import Figure
+from sphinx.errors import ExtensionError
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 
@@ -31,6 +32,20 @@ def choose_buttons(app, config):
             **options.get("launch_buttons", {}),
             "colab_url": "",
         }  # Colab opens GitHub only
+
+
+def refuse_unexecuted(app, env, docnames):
+    """Notebooks are stored without outputs: pages made of them as they are would show none."""
+    for name in docnames:
+        path = Path(env.doc2path(name))
+        if path.suffix == ".ipynb":
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+            if code and not any(c.get("execution_count") for c in code):
+                raise ExtensionError(
+                    f"{path.name} has not been run, so its page would show no results. "
+                    "Run `make book`, which does both; or see 'Without make' in README.md."
+                )
 
 
 def copy_mathjax(app, error):
@@ -102,6 +117,7 @@ class GlueMarkdown(PasteMarkdownDirective):
 
 def setup(app):
     app.connect("config-inited", choose_buttons, priority=100)  # before the theme reads its options
+    app.connect("env-before-read-docs", refuse_unexecuted)
     app.connect("build-finished", copy_mathjax)
     app.add_directive_to_domain("glue", "figure", GlueFigure, override=True)
     app.add_directive_to_domain("glue", "md", GlueMarkdown, override=True)

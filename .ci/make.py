@@ -1,0 +1,286 @@
+"""What `make` does here: set up .venv, run the chapters, build the site, test all of it.
+
+Of Python's standard library alone, and for any Python 3 that there may be: .venv's own does the work.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / ".run"
+SOURCE = RUN / "source"  # what Sphinx reads: the book as it ran, and nothing else
+SITE = ROOT / "_build" / "html"
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+MADE = re.compile(r"(^|/)(\.[^/]*|__pycache__|[^/]*\.egg-info)(/|$)")
+
+
+def stop(message):
+    sys.exit("make: " + message)
+
+
+def setting(name, default):
+    return os.environ.get(name, default)
+
+
+def environment():
+    """The reader's environment without what would change how a chapter runs or where pip installs."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "MPLBACKEND", "MATPLOTLIBRC"))}
+    for name in ("HOME", "OPTIMIZE", "PATH", "STARTUP", "WARNINGS"):  # -O, say, would pass over every assertion
+        env.pop("PYTHON" + name, None)
+    for name in ("TARGET", "PREFIX", "ROOT"):
+        env.pop("PIP_" + name, None)
+    data = env.get("SLMLIB_DATA", "")
+    if data and not data.startswith("~"):  # kernels start in another folder
+        env["SLMLIB_DATA"] = os.path.abspath(data)
+    return dict(env, PIP_USER="0", IPYTHONDIR=str(RUN / "ipython"))
+
+
+def python(*arguments, **options):
+    """Run .venv's Python; what it says when it fails is enough."""
+    env = dict(environment(), **options.pop("env", {}))
+    if subprocess.run([str(PYTHON), *map(str, arguments)], env=env, cwd=str(ROOT), **options).returncode:
+        sys.exit(1)
+
+
+def digest(paths, *texts):
+    """Of the names and contents of files, and of all files in folders; hidden and made ones left out."""
+    total = hashlib.sha256(repr(texts).encode())
+    for path in map(ROOT.joinpath, paths):
+        inside = [p for p in path.rglob("*") if p.is_file() and not MADE.search(p.relative_to(path).as_posix())]
+        for file in sorted(inside) if path.is_dir() else [path]:
+            total.update(repr((os.path.relpath(str(file), str(ROOT)), file.stat().st_size)).encode())
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def read(path):
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def write(path, data):
+    """Whole or not at all: a full disk leaves what was there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(str(partial), str(path))
+    except OSError as error:
+        if partial.exists():
+            partial.unlink()
+        stop(f"could not write {path}: {error.strerror}")
+
+
+# Set-up
+
+
+def venv_python():
+    """The version of .venv's Python; None where it does not start or has no pip."""
+    try:
+        ask = [str(PYTHON), "-c", "import sys, pip; print(sys.version)"]
+        return subprocess.run(ask, env=environment(), capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def installed(version):
+    """What .venv/.installed holds when .venv is this checkout's, with what it asks for."""
+    lock = setting("LOCK", "requirements.lock")
+    what = digest(["requirements.txt", "pyproject.toml", *filter(None, [lock])], lock, torch())
+    return json.dumps({"checkout": str(ROOT), "python": version, "wanted": what})
+
+
+def torch():
+    pinned = re.search(r"^torch==.*$", read(ROOT / "requirements.lock"), re.MULTILINE)
+    return setting("TORCH", pinned.group())
+
+
+def setup():
+    stamp, version = VENV / ".installed", venv_python()
+    before = read(stamp)
+    if version and before == installed(version):
+        return
+    elsewhere = before is not None and json.dumps(str(ROOT)) not in before and not VENV.is_symlink()
+    if version is None or elsewhere:  # none yet, its Python gone, or copied or moved from elsewhere
+        if sys.version_info < (3, 11):  # noqa: UP036
+            name = setting("PYTHON", "python3")
+            stop(f"Python 3.11 or newer is needed, and '{name}' is not. Name one: make PYTHON=python3.12")
+        if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], env=environment()).returncode:
+            sys.exit(1)
+        version = venv_python() or stop(".venv could not be made")
+    if before is not None and stamp.exists():
+        stamp.unlink()
+    lock = setting("LOCK", "requirements.lock")
+    newest = ["-c", lock] if lock else ["--upgrade", "--upgrade-strategy", "eager"]
+    print("Installing into .venv", flush=True)
+    python("-m", "pip", "install", "--quiet", torch())
+    python("-m", "pip", "install", "--quiet", torch(), "-r", "requirements.txt", *newest)
+    write(stamp, installed(version).encode())
+
+
+# The book
+
+
+def common():
+    """Of all that makes every chapter stale."""
+    settings = [environment().get(name) for name in ("SLMLIB_BUDGET", "SLMLIB_DATA", "SLMLIB_SEED")]
+    return digest(["slmlib", "results", "book/conftest.py"], settings, read(VENV / ".installed"))
+
+
+def sources():
+    return digest(["book", "_config.yml", "_toc.yml", ".ci/make.py"], common())
+
+
+def book():
+    setup()
+    key = sources()
+    if read(RUN / "built") != key or not (SITE / "index.html").is_file():
+        build(key)
+    print("The book is in {}".format((SITE / "index.html").relative_to(ROOT)))
+    if any("This page ran on python-docs" in read(chapter) for chapter in (SITE / "_sources").rglob("*.ipynb")):
+        print("Some chapters ran on the stand-in corpus, since theirs could not be had; to try again: make clean book")
+
+
+def build(key):
+    """Run what is stale in a copy of the book, build the site aside, and move it into place whole."""
+    for old in (SITE, SOURCE):
+        shutil.rmtree(str(old), ignore_errors=True)
+    ran = RUN / "ran"
+    ran.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(str(ROOT / "book"), str(SOURCE / "book"), ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(str(ROOT / name), str(SOURCE / name))
+    same, stale = common(), []
+    for chapter in sorted((SOURCE / "book").glob("*.ipynb"), reverse=True):  # the longest are the last
+        kept, of = ran / chapter.name, digest([chapter], same)
+        if read(kept.with_suffix(".of")) == of and is_notebook(kept):
+            shutil.copy(str(kept), str(chapter))
+        else:
+            stale.append((chapter, of))
+    execute(stale, ran)
+    listed = re.findall(r"(?:root|file): *['\"]?book/([^'\"\n]+?)['\"]? *$", read(ROOT / "_toc.yml"), re.MULTILINE)
+    for chapter in (SOURCE / "book").glob("*.ipynb"):
+        if chapter.stem not in listed:  # a reader's own notebook, which is run and is no page
+            chapter.unlink()
+    with open(str(RUN / "sphinx.log"), "w") as log:
+        call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+        python("-c", call, "build", SOURCE, "-W", "-n", "--keep-going", "--quiet", stdout=log)
+    SITE.parent.mkdir(exist_ok=True)
+    os.replace(str(SOURCE / "_build" / "html"), str(SITE))
+    write(RUN / "built", key.encode())
+
+
+def is_notebook(path):
+    try:
+        return bool(json.loads(read(path) or "null"))
+    except ValueError:  # half written
+        return False
+
+
+def execute(stale, ran):
+    """Run chapters, so many at once, and keep each that passes; what fails is shown, after the others have run."""
+    waiting, running, failed = list(stale), [], False
+    limit = "--nbmake-timeout=" + setting("CELL_TIMEOUT", "600")
+    env = dict(environment(), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+    try:
+        while waiting or running:
+            while waiting and len(running) < int(setting("WORKERS", "2")):
+                chapter, of = waiting.pop(0)
+                command = [str(PYTHON), "-m", "pytest", "--nbmake", "--overwrite", limit, "-p", "no:cacheprovider"]
+                with open(str(ran / (chapter.name + ".log")), "w") as log:
+                    process = subprocess.Popen([*command, str(chapter)], env=env, stdout=log, stderr=log)
+                running.append((process, chapter, of))
+            time.sleep(0.05)
+            for process, chapter, of in [r for r in running if r[0].poll() is not None]:
+                running.remove((process, chapter, of))
+                said = read(ran / (chapter.name + ".log"))
+                if process.returncode or not is_notebook(chapter):
+                    failed = True
+                    print(said, flush=True)
+                    continue
+                write(ran / chapter.name, chapter.read_bytes())
+                write((ran / chapter.name).with_suffix(".of"), of.encode())
+                print(chapter.name, " ", said.strip().splitlines()[-1], flush=True)
+    finally:
+        for process, *_ in running:
+            process.kill()
+    if failed:
+        sys.exit(1)
+
+
+# The tests
+
+
+def test():
+    setup()
+    rest = ["tests", ".ci", "Makefile", "README.md", "LICENSE", "CITATION.cff", "environment.yml", ".gitignore"]
+    key = digest(rest, sources())
+    if read(RUN / "tested") != key:
+        places = ["slmlib", "tests", "book", ".ci"]
+        python("-m", "ruff", "check", *places)
+        python("-m", "ruff", "format", "--check", *places)
+        python("-m", "pytest", "tests", "--ignore=tests/test_site.py", "--ignore=tests/test_ways_in.py")
+        book()
+        before = digest(["book"])
+        python("-m", "pytest", "--nbmake", "book/", env={"OMP_NUM_THREADS": "1", "SLMLIB_BUDGET": "smoke"})
+        if digest(["book"]) != before:
+            stop("running the chapters changed files in book/")
+        names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+        if not any(name and shutil.which(name) for name in names):
+            subprocess.run([str(PYTHON), "-m", "playwright", "install", "chromium"])
+        python("-m", "pytest", "tests/test_site.py", env={"SLM_SITE": "required"})
+        write(RUN / "tested", key.encode())
+    print("All tests have passed on what is here.")
+
+
+def ways_in():
+    setup()
+    python("-m", "pytest", "tests/test_ways_in.py")
+
+
+def clean():
+    made = [RUN, ROOT / "_build", ROOT / "build", ROOT / "dist", ROOT / ".pytest_cache", ROOT / ".ruff_cache"]
+    for path in [*made, *ROOT.glob("*.egg-info"), *ROOT.glob("*/__pycache__")]:
+        shutil.rmtree(str(path), ignore_errors=True)
+
+
+def distclean():
+    clean()
+    if VENV.is_symlink():
+        VENV.unlink()
+    shutil.rmtree(str(VENV), ignore_errors=True)
+
+
+def lab():
+    setup()
+
+
+GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, lab, clean, distclean)}
+
+
+def main(goal):
+    if "_build" in ROOT.parts:
+        stop(f"{ROOT} lies in a folder named _build, whose notebooks nbmake passes over: move it")
+    with open(__file__) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stop(f"another make is at work in {ROOT}: wait until it has ended")
+        try:
+            GOALS[goal]()
+        except KeyboardInterrupt:
+            stop("stopped; the same command goes on from here")
+    if goal == "lab":  # outside the lock
+        root = ["--allow-root"] if os.getuid() == 0 else []
+        os.execve(str(PYTHON), [str(PYTHON), "-m", "jupyterlab", *root, "book"], environment())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

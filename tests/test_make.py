@@ -1,0 +1,128 @@
+"""What `make` does, by its parts; tests/test_ways_in.py tries it whole."""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the Makefile and its script, and the script as a module."""
+    (tmp_path / "co" / ".ci").mkdir(parents=True)
+    for name in ("Makefile", ".ci/make.py", "requirements.lock", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "co" / name)
+    return tmp_path / "co"
+
+
+@pytest.fixture
+def script(checkout):
+    spec = importlib.util.spec_from_file_location("make", checkout / ".ci" / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make(checkout, *arguments, **env):
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=checkout, env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def test_a_second_make_is_told_of_the_first(checkout):
+    with open(checkout / ".ci" / "make.py") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = make(checkout, "clean")
+    assert done.returncode != 0 and "another make is at work in" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert make(checkout, "clean").returncode == 0
+
+
+def test_a_python_that_is_not_there_is_named(checkout):
+    done = make(checkout, "clean", "PYTHON=/with space/python3")
+    assert done.returncode != 0 and "there is no '/with space/python3' here" in done.stderr
+
+
+def test_a_python_may_lie_in_a_folder_with_a_space(checkout, tmp_path):
+    (tmp_path / "with space").mkdir()
+    (tmp_path / "with space" / "python3").symlink_to(sys.executable)
+    assert make(checkout, "clean", f"PYTHON={tmp_path}/with space/python3").returncode == 0
+
+
+@pytest.mark.parametrize("folder", ['my "data"', "my /data", "cost$x", "it's", "/absolute $HOME", "~nouser/x"])
+def test_a_data_folder_keeps_its_name(script, monkeypatch, folder):
+    monkeypatch.setenv("SLMLIB_DATA", folder)
+    as_it_is = folder.startswith(("/", "~"))
+    assert script.environment()["SLMLIB_DATA"] == (folder if as_it_is else os.path.join(os.getcwd(), folder))
+
+
+def test_an_environment_variable_reaches_the_script_as_it_is(checkout):
+    (checkout / ".ci" / "make.py").write_text("import os; print(os.environ['SLMLIB_DATA'])")
+    for folder in ('my "data"', "cost$x", "it's", "$(shell false)"):
+        assert make(checkout, "book", SLMLIB_DATA=folder).stdout.strip() == folder
+
+
+def test_what_would_change_a_run_or_an_installation_is_left_out(script, monkeypatch):
+    unwanted = ("MPLBACKEND", "MATPLOTLIBRC", "PYTHONOPTIMIZE", "PYTHONPATH", "PIP_TARGET", "MAKEFLAGS")
+    for name in unwanted:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PIP_USER", "1")
+    monkeypatch.setenv("KEPT", "1")
+    env = script.environment()
+    assert not set(unwanted) & set(env)
+    assert (env["PIP_USER"], env["KEPT"]) == ("0", "1")
+
+
+def test_a_file_is_written_whole_or_not_at_all(script, tmp_path, monkeypatch):
+    path = tmp_path / "kept"
+    script.write(path, b"before")
+
+    def full(partial, data):
+        with open(partial, "wb") as file:
+            file.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        script.write(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.glob("kept*")] == ["kept"]
+
+
+@pytest.mark.parametrize("text", ["", '{"cells": [', None])
+def test_a_half_written_notebook_is_none(script, tmp_path, text):
+    if text is not None:
+        (tmp_path / "a.ipynb").write_text(text)
+    assert not script.is_notebook(tmp_path / "a.ipynb")
+
+
+def test_a_digest_follows_names_and_contents_and_not_the_place(script, checkout):
+    folder = checkout / "book"
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / "a").write_text("1")
+    seen = [script.digest(["book"])]
+    for change in (
+        lambda: (folder / "a").write_text("2"),
+        lambda: (folder / "a").rename(folder / "b"),
+        lambda: (folder / "c").touch(),
+    ):
+        change()
+        seen.append(script.digest(["book"]))
+    (folder / ".hidden" / "x").touch()
+    assert len(set(seen)) == 4 and script.digest(["book"]) == seen[-1] != script.digest(["book"], "and more")
+
+
+def test_a_stamp_names_the_checkout_the_python_and_what_is_asked_for(script, monkeypatch):
+    first = script.installed("3.11")
+    assert script.installed("3.12") != first
+    monkeypatch.setenv("TORCH", "torch")
+    assert script.installed("3.11") != first
+    monkeypatch.delenv("TORCH")
+    monkeypatch.setattr(script, "ROOT", script.ROOT.rename(script.ROOT.with_name("moved")))
+    assert script.installed("3.11") != first
