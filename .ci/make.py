@@ -173,7 +173,10 @@ def build(key):
         call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
         python("-c", call, "build", SOURCE, "-W", "-n", "--keep-going", "--quiet", stdout=log)
     SITE.parent.mkdir(exist_ok=True)
-    os.replace(str(SOURCE / "_build" / "html"), str(SITE))
+    aside = SITE.with_name("html.partial")
+    shutil.rmtree(str(aside), ignore_errors=True)
+    shutil.move(str(SOURCE / "_build" / "html"), str(aside))  # .run may lie on another disk
+    os.replace(str(aside), str(SITE))
     write(RUN / "built", key.encode())
 
 
@@ -194,8 +197,13 @@ def execute(stale, ran):
             while waiting and len(running) < int(setting("WORKERS", "2")):
                 chapter, of = waiting.pop(0)
                 command = [str(PYTHON), "-m", "pytest", "--nbmake", "--overwrite", limit, "-p", "no:cacheprovider"]
+                what = ["./" + chapter.name]
+                if "[" in chapter.name:  # where pytest sees a parameter: all but the others
+                    others = {c.name for c in chapter.parent.glob("*.ipynb")} - {chapter.name}
+                    what = [".", *("--ignore=" + name for name in others)]
                 with open(str(ran / (chapter.name + ".log")), "w") as log:
-                    process = subprocess.Popen([*command, str(chapter)], env=env, stdout=log, stderr=log)
+                    options = {"env": env, "cwd": str(chapter.parent), "stdout": log, "stderr": log}
+                    process = subprocess.Popen([*command, *what], **options)
                 running.append((process, chapter, of))
             time.sleep(0.05)
             for process, chapter, of in [r for r in running if r[0].poll() is not None]:
@@ -266,8 +274,8 @@ GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, l
 
 
 def main(goal):
-    if "_build" in ROOT.parts:
-        stop(f"{ROOT} lies in a folder named _build, whose notebooks nbmake passes over: move it")
+    if "_build" in ROOT.parts or "$" in str(ROOT):
+        stop(f"neither nbmake nor setuptools works in {ROOT}, for a folder named _build or a $ on the way: move it")
     with open(__file__) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -277,6 +285,8 @@ def main(goal):
             GOALS[goal]()
         except KeyboardInterrupt:
             stop("stopped; the same command goes on from here")
+        except OSError as error:  # a full disk, a folder that may not be written to
+            stop(str(error))
     if goal == "lab":  # outside the lock
         root = ["--allow-root"] if os.getuid() == 0 else []
         os.execve(str(PYTHON), [str(PYTHON), "-m", "jupyterlab", *root, "book"], environment())

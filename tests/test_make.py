@@ -44,6 +44,13 @@ def test_a_second_make_is_told_of_the_first(checkout):
     assert make(checkout, "clean").returncode == 0
 
 
+@pytest.mark.parametrize("name", ["_build", "cost$"])
+def test_a_place_where_the_tools_fail_is_named(checkout, name):
+    checkout = checkout.rename(checkout.with_name(name))
+    done = make(checkout, "clean")
+    assert done.returncode != 0 and f"{checkout}, for a folder named _build or a $" in done.stderr
+
+
 def test_a_python_that_is_not_there_is_named(checkout):
     done = make(checkout, "clean", "PYTHON=/with space/python3")
     assert done.returncode != 0 and "there is no '/with space/python3' here" in done.stderr
