@@ -1,6 +1,9 @@
 """The command line: ``python -m slmlib data``, ``run``, ``status``, ``scoreboard``."""
 
 import json
+import os
+import sys
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict
 from enum import StrEnum
@@ -57,7 +60,9 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
     device: Annotated[Device, typer.Option(help="Where to train; auto: a GPU if there is one.")] = Device.auto,
     keep_checkpoints: Annotated[bool, typer.Option(help="For the same runs with more epochs to go on from.")] = False,
-    store: Annotated[Path | None, typer.Option(help="The folder of the records; default: the suite's.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(file_okay=False, help="The folder of the records; default: the suite's.")
+    ] = None,
 ):
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
     if suite != "paper" and group:
@@ -106,7 +111,11 @@ def run(
             raise typer.Exit(1) from None
         except BrokenExecutor as error:
             progress.stop()
-            raise _refuse(f"A worker was killed ({error}). The same command goes on from here.") from None
+            notes = "; ".join(getattr(error, "__notes__", ()))
+            raise _refuse(
+                f"A worker was lost, killed by the system perhaps, for want of memory ({error}; {notes}). The same "
+                "command goes on from here."
+            ) from None
 
 
 class _Left(ProgressColumn):
@@ -145,7 +154,8 @@ def status(
             "" if s.mean is None else f"{s.mean - s.paper:+.4f}",
             {None: "", True: "yes", False: "no"}[s.agrees],
         )
-    out.print(table)
+    # As wide as it needs to be: a narrow terminal wraps its lines, which is better than losing figures.
+    Console(width=max(out.width, 100)).print(table)
     out.print(
         "Test NLL in nats per token, mean over seeds on the paper's test windows and on the whole test split.\n"
         f"agrees: within {paper.AGREE} nats or 3 standard deviations of the paper's figure."
@@ -185,5 +195,27 @@ def scoreboard(
     Path("README.md").write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{after}", encoding="utf-8")
 
 
+def main(command: Callable[[], object] = app) -> None:
+    """Run the command line so that it does not fail on where its output goes.
+
+    What is redirected is UTF-8, whatever the locale says; a terminal shows a question mark for what it has no sign for.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            stream.reconfigure(errors="replace")
+        else:
+            stream.reconfigure(encoding="utf-8")
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        if not isinstance(error, BrokenPipeError):  # that is a reader who has seen enough
+            print(f"slmlib: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -62,7 +62,8 @@ def token_ids(ids: Any, vocab_size: int, name: str = "ids") -> Tensor:
     ids = ids.long()
     if len(outside := ((ids < 0) | (ids >= vocab_size)).nonzero()):
         at = int(outside[0])
-        raise ValueError(f"id {int(ids[at])} at position {at} of {name} is not from 0 to {vocab_size - 1}")
+        where = "" if name == "ids" else f" of {name}"
+        raise ValueError(f"id {int(ids[at])} at position {at}{where} is not from 0 to {vocab_size - 1}")
     return ids
 
 

@@ -6,14 +6,22 @@ The cache folder is ``SLMLIB_DATA``, or a folder of the user's cache directory i
 import hashlib
 import importlib
 import os
+import re
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
+from urllib.request import urlopen
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from .checks import choice, token_ids
 
 _GITHUB = "https://raw.githubusercontent.com/"
 _CHAR_RNN = _GITHUB + "karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
@@ -63,14 +71,28 @@ class CorpusDamaged(RuntimeError):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens in id order, and the two ways across. A token is a character or a whitespace-separated word."""
+    """The tokens in id order, and the two ways across. A token is a character or a whitespace-separated word.
+
+    Raises:
+        ValueError: for another unit, for tokens that are not one such each, or for two that are the same.
+    """
 
     tokens: tuple[str, ...]
     unit: Literal["character", "word"]
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "unit", choice("Vocabulary.unit", self.unit, ("character", "word")))
+        object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.tokens)})
+        for i, token in enumerate(self.tokens):
+            one = isinstance(token, str) and (len(token) == 1 if self.unit == "character" else token.split() == [token])
+            if not one:
+                raise ValueError(f"Vocabulary.tokens must each be one {self.unit}, got {token!r} at position {i}")
+            if self._ids[token] != i:
+                raise ValueError(
+                    f"Vocabulary.tokens must differ, got {token!r} at positions {i} and {self._ids[token]}"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -92,12 +114,9 @@ class Vocabulary:
         """Ids -> text; words come back with one space between them.
 
         Raises:
-            ValueError: on an id outside the vocabulary; names it and its position.
+            ValueError: if they are not 1-D integers, or on the first outside the vocabulary; names it and its position.
         """
-        ids = torch.as_tensor(ids).tolist()
-        for at, i in enumerate(ids):
-            if not 0 <= i < len(self):
-                raise ValueError(f"id {i} at position {at} is not from 0 to {len(self) - 1}")
+        ids = token_ids(ids, len(self)).tolist()
         return ("" if self.unit == "character" else " ").join(self.tokens[i] for i in ids)
 
 
@@ -118,10 +137,21 @@ class Corpus:
 
 
 def data_folder() -> Path:
-    """Where corpus files are looked for and kept."""
-    if folder := os.environ.get("SLMLIB_DATA"):
-        return Path(folder).expanduser().resolve()
-    return Path(_pooch().os_cache("slmlib"))
+    """Where corpus files are looked for and kept.
+
+    Raises:
+        CorpusUnavailable: if that is in the home folder of a user who has none.
+    """
+    folder = os.environ.get("SLMLIB_DATA")
+    try:
+        return Path(folder).expanduser().resolve() if folder else Path(_pooch().os_cache("slmlib"))
+    except RuntimeError as error:
+        if isinstance(error, CorpusUnavailable):
+            raise
+        where = f"SLMLIB_DATA is {folder!r}" if folder else "SLMLIB_DATA is not set, so the user's cache is meant"
+        raise CorpusUnavailable(
+            f"there is no home folder to look for corpora in ({error}; {where}): set SLMLIB_DATA to a folder"
+        ) from None
 
 
 def _pooch():
@@ -146,13 +176,19 @@ def fetch(file: str) -> Path:
     """
     url, expected = FILES[file]
     path = data_folder() / file
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except OSError as error:  # it may not be read, or is a folder
+        raise CorpusUnavailable(
+            f"corpus file {path} cannot be read ({error.strerror}). What to do: let yourself read it "
+            f"and the folders above it; or set SLMLIB_DATA to a folder that holds {file} and can be read."
+        ) from None
     if found == expected:
         return path
     try:
-        pooch = _pooch()
-        downloader = pooch.HTTPDownloader(timeout=20)
-        pooch.retrieve(url, f"sha256:{expected}", path.name, path.parent, downloader=downloader)
+        _pooch().retrieve(url, f"sha256:{expected}", path.name, path.parent, downloader=_download)
     except Exception as error:  # pooch, requests, the file system: each has its own kinds
         kind, problem = CorpusUnavailable, f"corpus file {path} is missing"
         remedy = "connect to the internet and try again, or put the file there yourself"
@@ -167,6 +203,30 @@ def fetch(file: str) -> Path:
             f"What to do: {remedy}; or set SLMLIB_DATA to a folder that holds {file}."
         ) from None
     return path
+
+
+SLOWEST = 10_000  # bytes a second, on average: a download that is slower than that after PATIENCE seconds is given up
+PATIENCE = 30
+
+
+def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
+    """For pooch: fetch a URL into a file, with a bar and a limit on the whole, not on each piece alone."""
+    began = time.monotonic()
+    hidden = bool(os.environ.get("TQDM_DISABLE"))
+    with ExitStack() as open_now:
+        reply = open_now.enter_context(urlopen(url, timeout=20))
+        file = output if hasattr(output, "write") else open_now.enter_context(open(output, "wb"))
+        size = reply.headers.get("Content-Length")
+        options = {"unit": "B", "unit_scale": True, "leave": False, "disable": hidden}
+        bar = open_now.enter_context(tqdm(desc=url.rpartition("/")[2], total=int(size) if size else None, **options))
+        while piece := reply.read1(2**16):  # what has come, rather than all of so many bytes
+            file.write(piece)
+            bar.update(len(piece))
+            took = time.monotonic() - began
+            if took > PATIENCE and bar.n < SLOWEST * took:
+                raise TimeoutError(
+                    f"{bar.n} bytes in {took:.0f} seconds; below {SLOWEST} bytes a second it is given up"
+                )
 
 
 def _read(file: str) -> str:
@@ -191,9 +251,24 @@ def _words(name: str) -> Corpus:
     return Corpus(name, *map(vocabulary.encode, (train, valid, test)), vocabulary)
 
 
-def _python_docs(name: str) -> Corpus:
+@cache
+def _topics() -> str:
     topics = importlib.import_module("pydoc_data.topics").topics
-    text = "\n".join(topics[key] for key in sorted(topics))
+    return "\n".join(topics[key] for key in sorted(topics))
+
+
+def exact_name(name: str) -> str:
+    """A corpus's name that stands for one text: ``python-docs``, another under each Python, gets a digest of its own.
+
+    All others, names with a digest too, are that already.
+    """
+    if name != "python-docs":
+        return name
+    return f"{name}-{hashlib.sha256(_topics().encode()).hexdigest()[:8]}"
+
+
+def _python_docs(name: str) -> Corpus:
+    text = _topics()
     a, b = len(text) * 8 // 10, len(text) * 9 // 10
     return _characters(name, (text[:a], text[a:b], text[b:]))
 
@@ -209,15 +284,19 @@ CORPORA: dict[str, Callable[[str], Corpus]] = {
 def load_corpus(name: str) -> Corpus:
     """A corpus by name: ``tiny_shakespeare`` (characters), ``ptb``, ``wikitext-2`` (words) or ``python-docs``.
 
-    ``python-docs`` is the English text of the standard library's ``pydoc_data.topics``: it needs no
-    download and differs a little between Python versions. The character vocabularies hold the distinct
-    characters of all three splits, the word vocabularies the distinct words of the train split, sorted.
+    ``python-docs`` is the English text of the standard library's ``pydoc_data.topics``: it needs no download and
+    differs a little between Python versions; ``exact_name`` tells which it is. The character vocabularies hold the
+    distinct characters of all three splits, the word vocabularies the distinct words of the train split, sorted.
 
     Raises:
         ValueError: for an unknown name.
         CorpusUnavailable: if a file is missing and cannot be downloaded.
         CorpusDamaged: if a file has the wrong bytes and cannot be replaced. Both say what to do.
     """
-    if name not in CORPORA:
-        raise ValueError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}")
-    return CORPORA[name](name)
+    if name == exact_name("python-docs"):
+        name = "python-docs"
+    if name in CORPORA:
+        return CORPORA[name](name)
+    if re.fullmatch(r"python-docs-[0-9a-f]{8}", name):
+        raise CorpusUnavailable(f"{name} is the text of another Python; this one's is {exact_name('python-docs')}")
+    raise ValueError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}")

@@ -5,16 +5,19 @@ A store is a folder with one JSON file a record. What is in it is not run again.
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import nn
+from tqdm import tqdm
 
-from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, load_corpus
+from .checks import Checked
+from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, exact_name, load_corpus
 from .flops import count_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
 from .training import History, TrainingConfig, check_windows, epochs_done, evaluate, fit, write_whole
@@ -37,11 +42,13 @@ _KINDS: dict[str, type[Config]] = {"linear": LinearConfig, "mlp": MLPConfig, "tr
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Checked):
     """One training run, completely described: the same experiment on the same machine gives the same record.
 
+    The corpus is kept by its exact name (``corpora.exact_name``).
+
     Raises:
-        ValueError: for a negative seed or a ``train_tokens`` below 1.
+        ValueError: for a field of the wrong type, a negative seed or a ``train_tokens`` below 1; names it.
     """
 
     corpus: str
@@ -50,11 +57,18 @@ class Experiment:
     seed: int
     train_tokens: int | None = None  # only so many tokens of the train split are read; None: all
 
+    _may_be_zero = ("seed",)
+
     def __post_init__(self):
-        if self.train_tokens is not None and (type(self.train_tokens) is not int or self.train_tokens < 1):
-            raise ValueError(f"Experiment.train_tokens must be a positive integer or None, got {self.train_tokens!r}")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"Experiment.seed must be a non-negative integer, got {self.seed!r}")
+        super().__post_init__()
+        if not isinstance(self.corpus, str):
+            raise ValueError(f"Experiment.corpus must be a corpus's name, got {self.corpus!r}")
+        object.__setattr__(self, "corpus", exact_name(self.corpus))
+        if type(self.model) not in _KINDS.values():
+            kinds = " or ".join(kind.__name__ for kind in _KINDS.values())
+            raise ValueError(f"Experiment.model must be a {kinds}, got {self.model!r}")
+        if type(self.training) is not TrainingConfig:
+            raise ValueError(f"Experiment.training must be a TrainingConfig, got {self.training!r}")
 
     @property
     def kind(self) -> str:
@@ -125,32 +139,89 @@ class Record:
     machine: dict[str, Any]
     versions: dict[str, str]
     test_nll_last: float | None = None  # as test_nll, with the last epoch's weights; not kept by earlier versions
+    more: dict[str, Any] = field(default_factory=dict)  # fields of a later version, kept as they are
 
     def to_json(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["experiment"] = self.experiment.spec()
-        return json.dumps({"key": self.experiment.key, **values}, indent=1) + "\n"
+        values["experiment"], more = self.experiment.spec(), values.pop("more")
+        return json.dumps({"key": self.experiment.key, **values, **more}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """The record that ``to_json`` wrote.
+        """The record that ``to_json`` wrote; fields that this version does not know are kept.
 
         Raises:
-            ValueError: if it is no record, or its key is not that of its experiment.
+            LaterVersion: if its experiment has fields that this version does not know.
+            ValueError: if it is no record, a value cannot be right, or its key is not that of its experiment.
         """
         try:
             values = json.loads(text)
-            key = values.pop("key")
-            record = cls(**{**values, "experiment": Experiment.from_spec(values["experiment"])})
+            key, spec = values.pop("key"), values.pop("experiment")
+            known = {f.name for f in fields(cls)} - {"experiment", "more"}
+            more = {name: values.pop(name) for name in sorted(set(values) - known)}
+            _see_to_its_version(spec)
+            record = cls(Experiment.from_spec(spec), **values, more=more)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error!r}") from error
         if key != record.experiment.key:
             raise ValueError(f"the key {key} is not its experiment's, {record.experiment.key}")
+        record._see_to_its_values()
         return record
+
+    def _see_to_its_values(self):
+        epochs = self.experiment.training.epochs
+
+        def loss(value: object) -> bool:
+            return type(value) in (int, float) and 0 <= value < math.inf
+
+        def numbers(value: object) -> bool:
+            return isinstance(value, dict) and all(map(loss, value.values()))
+
+        for name in ("train", "valid"):
+            value = getattr(self, name)
+            if not (isinstance(value, list) and len(value) == epochs and all(map(loss, value))):
+                raise ValueError(f"{name} must be {epochs} losses, one an epoch, got {value!r}")
+        rules = {
+            "best_epoch": (lambda v: type(v) is int and 1 <= v <= epochs, f"an epoch from 1 to {epochs}"),
+            "test_nll": (loss, "a loss"),
+            "test_nll_whole": (loss, "a loss"),
+            "test_nll_last": (lambda v: v is None or loss(v), "a loss or null"),
+            "parameters": (lambda v: type(v) is int and v >= 1, "a positive integer"),
+            "parameters_without_embeddings": (lambda v: type(v) is int and v >= 1, "a positive integer"),
+            "flops": (lambda v: numbers(v) and {"paper", "counted"} <= set(v), "numbers by ledger"),
+            "seconds": (lambda v: numbers(v) and {"training", "testing"} <= set(v), "numbers by what they went to"),
+            "machine": (lambda v: isinstance(v, dict), "an object"),
+            "versions": (lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()), "texts"),
+        }
+        for name, (right, what) in rules.items():
+            if not right(getattr(self, name)):
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+
+
+def _see_to_its_version(spec: dict[str, Any]):
+    kind = _KINDS.get(spec["model"].get("kind"), LinearConfig)
+    parts = {"": (spec, Experiment), "model ": (spec["model"], kind), "training ": (spec["training"], TrainingConfig)}
+    unknown = [
+        where + name
+        for where, (values, cls) in parts.items()
+        for name in sorted(set(values) - {f.name for f in fields(cls)} - ({"kind"} if where == "model " else set()))
+    ]
+    if unknown or spec["model"].get("kind") not in _KINDS:
+        raise LaterVersion(
+            f"its experiment has what this version of slmlib does not know ({', '.join(unknown) or spec['model']}): "
+            "it may be of a later version; leave it, and update slmlib to read it"
+        )
+
+
+class LaterVersion(ValueError):
+    """A record of an experiment that this version cannot describe."""
 
 
 class RecordDamaged(ValueError):
     """A file in a store is not the record that it should be."""
+
+
+_RECORD = re.compile(r"\w[\w-]*-T\d+-s\d+-[0-9a-f]{10}")  # the name of a record's file, as Experiment.name makes it
 
 
 class Store:
@@ -175,28 +246,40 @@ class Store:
             RecordDamaged: if the file there is not its record; names the file.
         """
         try:
-            record = self._read(self.path(experiment))
+            return self._read(self.path(experiment))
         except FileNotFoundError:
             return None
-        if record.experiment != experiment:
-            raise RecordDamaged(f"{self.path(experiment)} holds another experiment's record; move it away")
-        return record
 
     def found(self) -> dict[Experiment, Record]:
         """All records by experiment."""
         return {record.experiment: record for record in self}
 
     def __iter__(self) -> Iterator[Record]:
-        """All records, by file name."""
+        """All records, by file name. Files that are not named as records are passed over.
+
+        Raises:
+            RecordDamaged: as ``get`` does. A record of a later version's experiment is warned of and passed over.
+        """
         for path in sorted(self.folder.glob("*.json")):
-            yield self._read(path)
+            if _RECORD.fullmatch(path.stem):
+                try:
+                    yield self._read(path)
+                except RecordDamaged as error:
+                    if not isinstance(error.__cause__, LaterVersion):
+                        raise
+                    warnings.warn(str(error), stacklevel=2)
 
     @staticmethod
     def _read(path: Path) -> Record:
         try:
-            return Record.from_json(path.read_text(encoding="utf-8"))
+            record = Record.from_json(path.read_text(encoding="utf-8"))
+        except LaterVersion as error:
+            raise RecordDamaged(f"{path}: {error}") from error
         except ValueError as error:
-            raise RecordDamaged(f"{path}: {error}. Delete the file and run its experiment again") from error
+            raise RecordDamaged(f"{path}: {error}. Move the file away and run its experiment again") from error
+        if record.experiment.name != path.stem:
+            raise RecordDamaged(f"{path} holds another experiment's record, {record.experiment.name}; move it away")
+        return record
 
     def put(self, record: Record) -> None:
         path = self.path(record.experiment)
@@ -224,7 +307,12 @@ def _corpus(name: str, train_tokens: int | None) -> Corpus:
 _one_at_a_time = threading.Lock()  # within a process, since training seeds the process's random generator
 
 
-def run(experiment: Experiment, store: Store, device: str = "cpu", keep_checkpoint: bool = False) -> Record:
+def run(
+    experiment: Experiment,
+    store: Store,
+    device: str | torch.device | None = "cpu",
+    keep_checkpoint: bool = False,
+) -> Record:
     """The record of an experiment: out of the store, or by running it and keeping the record there.
 
     A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record,
@@ -233,13 +321,14 @@ def run(experiment: Experiment, store: Store, device: str = "cpu", keep_checkpoi
     Args:
         experiment: what to run.
         store: where its record is looked for and put.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``, as text or as PyTorch's; None for the CPU.
         keep_checkpoint: leave the last one, for the same experiment with more epochs to go on from.
 
     Raises:
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
-        ValueError, Diverged: as ``fit`` does.
+        ValueError, Diverged: as ``fit`` does; a device that PyTorch does not know is found before training.
     """
+    device = _device(device)
     if (record := store.get(experiment)) is not None:
         return record
     with FileLock(store.running(experiment, "lock")), _one_at_a_time:
@@ -298,11 +387,18 @@ def _training_flops(experiment: Experiment) -> float:
     return float(count_flops(model, tokens, targets) * training.epochs * training.windows_per_epoch)
 
 
+def _device(device: str | torch.device | None) -> str:
+    try:
+        return str(torch.device("cpu" if device is None else device))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of PyTorch's, cpu or cuda say, got {device!r}") from error
+
+
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What a record says of where it was made: the processor, the device that trained, threads and system."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
     return {
         "processor": processor,
@@ -336,7 +432,8 @@ def run_all(
 
     Raises:
         ExceptionGroup: if experiments failed; each error names its experiment.
-        BrokenExecutor: if the executor lost its workers.
+        BrokenExecutor: if the executor lost a worker, to the system when memory is short, say; a note names what is
+            not done.
     """
     store = store if isinstance(store, Store) else Store(store)
     wanted = list(experiments)
@@ -362,10 +459,13 @@ def run_all(
             collect(experiment, lambda e=experiment: run(e, store, device, keep_checkpoint=keep_checkpoints))
     else:
         futures = {executor.submit(run, e, store, device, keep_checkpoint=keep_checkpoints): e for e in missing}
+        executor.submit(int)  # a process pool looks for lost workers among those that it had at the submission before
         try:
             for future in as_completed(futures):
                 collect(futures[future], future.result)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BrokenExecutor):
+                error.add_note("not done: " + ", ".join(e.name for e in missing if e not in records))
             for future in futures:
                 future.cancel()
             raise
@@ -392,6 +492,9 @@ def process_pool(workers: int) -> Iterator[Executor]:
 
 def _start_worker():
     torch.set_num_threads(1)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore of the system's, which a worker that is killed would leave
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to its workers
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -432,7 +535,8 @@ class Remaining:
         took: dict[Experiment, list[float]] = {}
         for record in self._records:
             took.setdefault(replace(record.experiment, seed=0), []).append(sum(record.seconds.values()))
-        speed = sum(r.flops["counted"] for r in self._records) / sum(map(sum, took.values()))
+        spent = sum(map(sum, took.values()))
+        speed = sum(r.flops["counted"] for r in self._records) / spent if spent else math.inf
         work = 0.0
         for e in left:
             like = took.get(replace(e, seed=0))

@@ -6,13 +6,14 @@ Shapes: B batch, T context, C model width, H heads, D = C / H head width, V voca
 
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import Checked, integer
+from .checks import Checked, integer, token_ids
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
@@ -342,13 +343,14 @@ class Transformer(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Evaluation mode inside, the mode the model was in afterwards, error or not."""
-    training = model.training
+    """Evaluation mode inside, the mode that each part was in afterwards, error or not."""
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 _MODULES = {LinearConfig: Linear, MLPConfig: MLP, TransformerConfig: Transformer}
@@ -423,20 +425,22 @@ def generate(
         1-D int64 ids on the CPU: the prompt and n more.
 
     Raises:
-        ValueError: for a prompt that is not 1-D, a negative n or temperature, or a top_k below 1.
+        ValueError: for a prompt that is not 1-D integers or has one, or a pad, outside the vocabulary; for a negative
+            n or temperature, or a top_k below 1; or if the logits are not finite.
     """
-    if prompt.dim() != 1:
-        raise ValueError(f"prompt must be 1-D ids, got shape {tuple(prompt.shape)}")
-    if n < 0 or not temperature >= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"need n >= 0, temperature >= 0 and top_k >= 1 or None, got n={n}, temperature={temperature}, top_k={top_k}"
-        )
+    vocab_size, n = model.embed.num_embeddings, integer("n", n, 0)
+    top_k = vocab_size if top_k is None else integer("top_k", top_k)
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not temperature >= 0:
+        raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     context, device = model.config.context, next(model.parameters()).device
-    ids = torch.cat((torch.full((context,), pad), prompt.cpu().long()))
+    padding = token_ids([pad], vocab_size, "pad").expand(context)
+    ids = torch.cat((padding, token_ids(prompt, vocab_size, "prompt").cpu()))
     with evaluating(model):
         for _ in range(n):
-            logits = model(ids[-context:][None].to(device))[0].cpu()  # (V,)
-            likeliest = logits.topk(min(top_k or len(logits), len(logits)))  # sorted: the first is the greedy choice
+            logits = model(ids[-context:][None].to(device))[0].float().cpu()  # (V,)
+            if not logits.isfinite().all():
+                raise ValueError("the model's logits are NaN or infinite: its weights are, or have become too large")
+            likeliest = logits.topk(min(top_k, len(logits)))  # sorted: the first is the greedy choice
             if temperature == 0:
                 chosen = 0
             else:

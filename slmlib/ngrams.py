@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import integer, number, token_ids
+
 
 class Additive:
     """An n-gram model with additive smoothing: p(w | h) = (c(h w) + alpha) / (c(h) + alpha V).
@@ -14,15 +16,15 @@ class Additive:
     the bigram model. alpha = 1 is Laplace's rule of succession.
 
     Raises:
-        ValueError: for an order or vocabulary below 1, an alpha not above 0, or V^n beyond 63 bits.
+        ValueError: for an order or vocabulary that is no integer of at least 1, an alpha that is not positive and
+            finite, or V^n beyond 63 bits.
     """
 
     def __init__(self, order: int, vocab_size: int, alpha: float = 1.0):
-        if order < 1 or vocab_size < 1 or not alpha > 0:
-            raise ValueError(f"need order >= 1, vocab_size >= 1, alpha > 0, got {order}, {vocab_size}, {alpha}")
-        if vocab_size**order >= 2**63:
+        self.order, self.vocab_size = integer("order", order), integer("vocab_size", vocab_size)
+        self.alpha = number("alpha", alpha, positive=True)
+        if self.order >= 63 or self.vocab_size**self.order >= 2**63:
             raise ValueError(f"{vocab_size} tokens in {order}-grams do not fit a 63-bit key; lower the order")
-        self.order, self.vocab_size, self.alpha = order, vocab_size, alpha
         self._grams: dict[int, tuple[Tensor, Tensor]] = {}  # by length: the keys seen, sorted, and their counts
         self._histories: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -59,9 +61,11 @@ class Additive:
         parts = [torch.zeros(0, dtype=torch.float64)]
         for n in range(1, min(self.order, len(ids)) + 1):
             keys = self._keys(ids if n == self.order else ids[:n], n)
-            seen = _look_up(*self._grams[n], keys) + self.alpha
-            history = _look_up(*self._histories[n], keys // self.vocab_size) + self.alpha * self.vocab_size
-            parts.append(history.log() - seen.log())
+            seen = _look_up(*self._grams[n], keys)
+            history = _look_up(*self._histories[n], keys // self.vocab_size)
+            scale = max(self.alpha, 1.0)  # numerator and denominator over alpha where it is large, so that none is inf
+            added = self.alpha / scale
+            parts.append((history / scale + added * self.vocab_size).log() - (seen / scale + added).log())
         return torch.cat(parts)
 
 
@@ -100,13 +104,11 @@ class KneserNey:
         vocab_size: V.
 
     Raises:
-        ValueError: for an order or vocabulary below 1.
+        ValueError: for an order or vocabulary that is no integer of at least 1.
     """
 
     def __init__(self, order: int, vocab_size: int):
-        if order < 1 or vocab_size < 1:
-            raise ValueError(f"need order >= 1 and vocab_size >= 1, got {order}, {vocab_size}")
-        self.order, self.vocab_size = order, vocab_size
+        self.order, self.vocab_size = integer("order", order), integer("vocab_size", vocab_size)
         self._levels: list[_Level] = []
 
     def fit(self, ids: Tensor) -> "KneserNey":
@@ -180,11 +182,9 @@ class KneserNey:
         """Continue 1-D ``prompt`` by n sampled tokens: the prompt and n more, int64.
 
         Raises:
-            ValueError: for a negative n, and as ``nll`` does.
+            ValueError: for an n that is no integer of at least 0, and as ``nll`` does.
         """
-        if n < 0:
-            raise ValueError(f"n must be at least 0, got {n}")
-        ids = prompt.long()
+        n, ids = integer("n", n, 0), token_ids(prompt, self.vocab_size, "prompt")
         for _ in range(n):
             chosen = torch.multinomial(self.next_token(ids), 1, generator=generator)
             ids = torch.cat((ids, chosen))
@@ -209,12 +209,7 @@ def _needs_fit(model: object, counted: object):
 
 
 def _checked(ids: Tensor, vocab_size: int, at_least: int = 0) -> np.ndarray:
-    if ids.dim() != 1:
-        raise ValueError(f"ids must be 1-D, got shape {tuple(ids.shape)}")
-    tokens = ids.cpu().numpy().astype(np.int64)
-    if len(outside := np.flatnonzero((tokens < 0) | (tokens >= vocab_size))):
-        at = int(outside[0])
-        raise ValueError(f"id {tokens[at]} at position {at} is not from 0 to {vocab_size - 1}")
+    tokens = token_ids(ids, vocab_size).cpu().numpy()
     if len(tokens) < at_least:
         raise ValueError(f"{len(tokens)} tokens hold no {at_least}-gram: lower the order or give more text")
     return tokens

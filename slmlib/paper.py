@@ -6,7 +6,7 @@ own figures, one seed each. Its FLOP figure is 2 · parameters · T · windows �
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import copysign, inf, sqrt
+from math import copysign, inf, isnan, sqrt
 from statistics import mean, stdev
 from typing import Literal
 
@@ -357,8 +357,9 @@ LEVEL = 0.05  # of the tests
 
 
 def holm(p: Mapping) -> dict:
-    """p values after Holm's step-down correction, by the same keys (Holm, 1979)."""
+    """p values after Holm's step-down correction, by the same keys (Holm, 1979); NaN, undefined, counts as 1."""
     adjusted, highest = {}, 0.0
+    p = {key: 1.0 if isnan(value) else value for key, value in p.items()}
     for i, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
         highest = max(highest, min(1.0, (len(p) - i) * value))
         adjusted[key] = highest
@@ -413,6 +414,8 @@ def _measure(contrast: Contrast, found: Records) -> Finding | None:
             return None
         result, effect = stats.ttest_ind(a, b, equal_var=False), mean(a) - mean(b)
         spread, n = sqrt(np.var(a, ddof=1) + np.var(b, ddof=1)), min(len(a), len(b))
+    if not spread:  # all the same: SciPy divides zero by zero where they are equal to nothing
+        return Finding(contrast, n, effect, effect, effect, 0.0, 0.0 if effect else 1.0)
     low, high = result.confidence_interval(0.95)
     return Finding(contrast, n, effect, float(low), float(high), float(spread), float(result.pvalue))
 

@@ -285,14 +285,19 @@ def redraw(points: Points, draws: int, generator: np.random.Generator) -> dict[s
     return drawn
 
 
+def _is_of(family: str, architectures: Collection[str]) -> bool:
+    """Whether a family is one of these, or of these architectures: "MLP T=3" is of "MLP", and "MLP T=32" not of it."""
+    return family in architectures or family.rpartition(" T=")[0] in architectures
+
+
 def envelopes(
     points: Points, architecture: str, costs: np.ndarray, carried: bool = True, draws: int = 1_000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The envelope of the families whose names begin so, at costs (n,): of the means (n,), and redrawn (draws, n).
+    """The envelope of an architecture's families, or of one, at costs (n,): of the means (n,), and redrawn (draws, n).
 
     Each architecture is redrawn from a random stream of its own, the same at every call.
     """
-    families = {name: by_cost for name, by_cost in points.items() if name.startswith(architecture)}
+    families = {name: by_cost for name, by_cost in points.items() if _is_of(name, (architecture,))}
     means = [{cost: mean(seeds) for cost, seeds in by_cost.items()} for by_cost in families.values()]
     drawn = redraw(families, draws, np.random.default_rng(list(architecture.encode())))
     middle = envelope(means, costs, carried)
@@ -381,7 +386,7 @@ def mlp_minus_attention(
     Returns:
         Budgets (n,), the difference of the means (n,) and redrawn (draws, n). None, n = 0, while there are no records.
     """
-    asked = [family for family in families if family.startswith(("MLP", *ATTENTION))]
+    asked = [family for family in families if _is_of(family, ("MLP", *ATTENTION))]
     costs = np.array(BUDGETS)[: min(len(points.get(family, {})) for family in asked)]
     if not len(costs):
         return costs, costs, np.empty((0, 0))

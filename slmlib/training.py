@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .checks import Checked
+from .checks import Checked, integer, token_ids
 from .corpora import Corpus
 from .models import Transformer, changed, evaluating, hidden_matrices
 from .windows import Windows, random_stream
@@ -193,15 +193,20 @@ def fit(
         at_end: called once with the last epoch's weights, before those of the best epoch come back.
 
     Raises:
-        ValueError: if a split is too short for the context or for ``training.eval_windows``, if ``training.eval_from``
-            lies within the context, if every position is to be scored of a model that scores the last alone, if Muon is
-            asked for where there is no matrix between embedding and head, or if ``checkpoint`` is damaged or of another
-            run: of another text, other initial weights, another training, seed, device or version of PyTorch.
-        FileNotFoundError: if the folder of ``checkpoint`` is missing.
+        ValueError: if a split has an id outside the vocabulary or is too short for the context or for
+            ``training.eval_windows``, if ``training.eval_from`` lies within the context, if every position is to be
+            scored of a model that scores the last alone, if Muon has no matrix between embedding and head to update, or
+            if ``checkpoint`` is damaged or of another run: of another text, other initial weights, another training,
+            seed, device or version of PyTorch.
+        FileNotFoundError: before anything is trained, if the folder of ``checkpoint`` is missing.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
     keep_freed_memory()
     device = next(model.parameters()).device
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise FileNotFoundError(f"the folder of the checkpoint {checkpoint} is missing: make it first")
+    for split in (corpus.train, corpus.valid):
+        _in_vocabulary(split, model)
     windows = Windows(corpus.train.to(device), model.config.context)
     check_windows(corpus.valid, "validation", model.config.context, training.validation)
     if training.scored == "every" and not isinstance(model, Transformer):
@@ -314,8 +319,6 @@ class _State:
 
     def begin(self, corpus: Corpus, training: TrainingConfig, seed: int) -> None:
         """Take up the run where the file left it, if there is one."""
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of the checkpoint {self.path} is missing: make it first")
         text = {"train": corpus.train, "valid": corpus.valid}
         what = replace(training, epochs=1) if training.begins_longer_runs else training
         device = next(self.model.parameters()).device.type
@@ -395,11 +398,15 @@ def _digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
 
 def write_whole(path: Path, partial: Path, data: bytes) -> None:
     """Write a file whole or not at all, by way of another on the same disk, whatever happens in between."""
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+        os.replace(partial, path)
+    except BaseException:  # on a full disk, what was written would keep it full
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def epochs_done(checkpoint: Path) -> int:
@@ -475,9 +482,15 @@ def _onednn_is_exact() -> bool:
 def _loss(model: nn.Module, batch: Tensor, scored: str) -> Tensor:
     """Mean NLL in nats per token of a batch of windows, each with the token that follows it: (B, T + 1) ids."""
     if scored == "last":
-        return F.cross_entropy(model(batch[:, :-1]), batch[:, -1])
+        return _nll(model(batch[:, :-1]), batch[:, -1])
     logits = model(batch[:, :-1], every_position=True)  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    return _nll(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+
+def _nll(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """In float32 at least: in a shorter type the sum would lose digits."""
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    return F.cross_entropy(logits.float() if half else logits, targets, reduction=reduction)
 
 
 def _check(losses: list[Tensor], done: int, training: TrainingConfig):
@@ -486,6 +499,11 @@ def _check(losses: list[Tensor], done: int, training: TrainingConfig):
     if len(bad):
         first = int(bad[0])
         raise Diverged(done + first + 1, values[first].item(), training.learning_rate)
+
+
+def _in_vocabulary(ids: Tensor, model: nn.Module) -> Tensor:
+    embed = getattr(model, "embed", None)
+    return token_ids(ids, 2**62 if embed is None else embed.num_embeddings)
 
 
 def _evaluated(ids: Tensor, context: int, first: int | None) -> Windows:
@@ -530,21 +548,20 @@ def evaluate(
     Runs in evaluation mode, where the model's parameters are, and leaves the model in the mode it was in.
 
     Raises:
-        ValueError: if ``ids`` holds fewer windows than asked for, ``stride`` or ``batch`` is below 1, or ``first``
-            within the context or beyond the end.
+        ValueError: if ``ids`` holds an id outside the vocabulary or fewer windows than asked for, ``stride`` or
+            ``batch`` is below 1, or ``first`` within the context or beyond the end.
     """
     device = next(model.parameters()).device
+    ids = _in_vocabulary(ids, model)  # a label of -100, say, would be passed over
     windows = _evaluated(ids.to(device), model.config.context, first)
-    n = len(windows) if n_windows is None else n_windows
-    if not 1 <= n <= len(windows):
-        raise ValueError(f"n_windows must be from 1 to the {len(windows)} there are, got {n_windows!r}")
-    for name, value in (("stride", stride), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    n = len(windows) if n_windows is None else integer("n_windows", n_windows)
+    if n > len(windows):
+        raise ValueError(f"n_windows must be at most the {len(windows)} there are, got {n_windows!r}")
+    stride, batch = integer("stride", stride), integer("batch", batch)
     starts = torch.arange(0, n, stride, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model), fast_matmul(device):
         for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
-            total += F.cross_entropy(model(inputs), targets, reduction="sum").double()
+            total += _nll(model(inputs), targets, "sum").double()
     return total.item() / len(starts)

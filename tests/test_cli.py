@@ -84,13 +84,63 @@ def test_ctrl_c_ends_the_runs_under_way(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err, err
+    assert "under way goes on from its last finished epoch." in " ".join(err.split("\n"))
+    assert err.rstrip().endswith("epoch.")  # the last thing that is said
+
+
+@pytest.mark.parametrize("workers", ["2", "4"])
+def test_a_worker_that_the_system_kills_is_noticed_in_seconds(tmp_path, workers):
+    process = start(tmp_path, "--seeds", "2", "--workers", workers, epochs=4000)
+    wait_for(".running/*-s*.safetensors", tmp_path, process)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob(".running/*.safetensors"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    command = ["pgrep", "-f", "-P", str(process.pid), "multiprocessing.spawn"]
+    last = int(subprocess.run(command, capture_output=True, text=True).stdout.split()[1])  # of the two that train
+    began = time.monotonic()
+    os.kill(last, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 15 and process.returncode == 1 and "Traceback" not in err
+    said = " ".join(err.split())
+    assert "A worker was lost" in said and all(experiment(seed, 4000).name in said for seed in (0, 1))
+
+
+def command_line(*arguments, stdout=subprocess.PIPE, **environment):
+    command = [sys.executable, "-m", "slmlib", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("command", ["scoreboard", "status"])
+def test_what_is_redirected_is_utf_8_whatever_the_locale(command, encoding):
+    plain, other = command_line(command), command_line(command, PYTHONIOENCODING=encoding)
+    assert other.returncode == 0 and other.stdout == plain.stdout
+    assert "±" in plain.stdout.decode("utf-8") or "−" in plain.stdout.decode("utf-8")
+
+
+def test_a_narrow_terminal_loses_no_figure():
+    assert "…" not in command_line("status", COLUMNS="40").stdout.decode("utf-8")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_is_said_in_a_line():
+    with open("/dev/full", "w") as full:
+        done = command_line("status", stdout=full)
+    assert done.returncode == 1 and done.stderr.decode() == "slmlib: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("store, said", [("a-file", "is a file"), ("a-file/x", "Not a directory")])
+def test_a_store_in_the_place_of_a_file_is_refused(tmp_path, store, said):
+    (tmp_path / "a-file").touch()
+    done = command_line("run", "paper", "--store", str(tmp_path / store), COLUMNS="200")
+    assert done.returncode and said in done.stderr.decode() and "Traceback" not in done.stderr.decode()
 
 
 def test_failing_runs_are_named(tmp_path):
     process = start(tmp_path, "--seeds", "2", rate=1e30)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err
-    assert err.count("in experiment python-docs-mlp-T4-s") == 2 and "lower the learning rate" in err
+    assert err.count("-mlp-T4-s") == 2 and "lower the learning rate" in err
 
 
 def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path):

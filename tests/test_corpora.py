@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -227,7 +229,98 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_position(bad, kind):
         CHARACTERS.decode(kind([0, 1, bad, 9]))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "unit", "named"),
+    [
+        ("aba", "character", "'a' at positions 0 and 2"),
+        (("a", "bc"), "character", "one character, got 'bc' at position 1"),
+        (("a", ""), "character", "got '' at position 1"),
+        (("a b",), "word", "one word, got 'a b' at position 0"),
+        (("a", "b\n"), "word", r"got 'b\\n' at position 1"),
+        (("a", 3), "word", "got 3 at position 1"),
+        (("a",), "letter", "unit must be 'character' or 'word', got 'letter'"),
+    ],
+)
+def test_a_vocabulary_of_something_else_than_tokens_is_refused(tokens, unit, named):
+    with pytest.raises(ValueError, match=named):
+        Vocabulary(tokens, unit)
+
+
+@pytest.mark.parametrize("ids", [[[0, 1]], 3, [0.5], "ab", None, torch.zeros(2, 2)], ids=str)
+def test_what_are_no_ids_is_refused(ids):
+    with pytest.raises(ValueError, match="ids must be"):
+        CHARACTERS.decode(ids)
+
+
+def test_python_docs_is_one_text_by_its_exact_name():
+    exact = corpora.exact_name("python-docs")
+    assert re.fullmatch(r"python-docs-[0-9a-f]{8}", exact) and corpora.exact_name(exact) == exact
+    assert torch.equal(load_corpus(exact).train, load_corpus("python-docs").train)
+    with pytest.raises(CorpusUnavailable, match="another Python"):
+        load_corpus("python-docs-00000000")
+
+
 # Getting the files
+
+
+def test_a_file_that_may_not_be_read_is_unavailable(cache, monkeypatch):
+    store(cache, monkeypatch, "ptb", train="a", valid="a", test="a")
+
+    def locked(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    with pytest.raises(CorpusUnavailable, match=r"cannot be read \(Permission denied\).*What to do"):
+        load_corpus("ptb")
+
+
+def test_a_folder_in_the_place_of_a_file_is_unavailable(cache):
+    (cache / "ptb" / "train.txt").mkdir(parents=True)
+    with pytest.raises(CorpusUnavailable, match="cannot be read"):
+        load_corpus("ptb")
+
+
+@pytest.mark.parametrize("folder", ["~nobody-here/x", None])
+def test_without_a_home_folder_it_says_what_to_set(monkeypatch, folder):
+    def homeless(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setattr("pooch.os_cache", homeless)
+    monkeypatch.setenv("SLMLIB_DATA", folder or "")
+    with pytest.raises(CorpusUnavailable, match=r"home directory.*set SLMLIB_DATA to a folder"):
+        load_corpus("ptb")
+
+
+class Crawling(http.server.BaseHTTPRequestHandler):
+    """Sends a byte every so often, for ever."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(200):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.05)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_download_that_crawls_is_given_up(cache, monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Crawling) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/train.txt"
+        monkeypatch.setitem(corpora.FILES, "ptb/train.txt", (url, "0" * 64))
+        monkeypatch.setattr(corpora, "PATIENCE", 0.5)
+        began = time.monotonic()
+        with pytest.raises(CorpusUnavailable, match=r"TimeoutError.*below 10000 bytes a second"):
+            load_corpus("ptb")
+        assert time.monotonic() - began < 5
+        server.shutdown()
+    assert files_in(cache) == []
 
 
 def test_every_source_is_immutable_and_hashed():

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import platform
 import random
+import re
 import signal
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,14 +13,15 @@ from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 
 from slmlib import experiments, training
-from slmlib.corpora import CorpusUnavailable, load_corpus
-from slmlib.experiments import Experiment, Record, Remaining, Store, process_pool, run, run_all
+from slmlib.corpora import CorpusUnavailable, exact_name, load_corpus
+from slmlib.experiments import Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run, run_all
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
 from slmlib.training import Diverged, TrainingConfig, epochs_done, evaluate, fit
 
@@ -107,7 +109,8 @@ def test_a_spec_gives_the_experiment_back(experiment):
 def test_an_experiment_is_frozen_and_named_by_what_it_is(experiment):
     kind, seed = {LINEAR: ("linear", 0), MLP: ("mlp", 1), ATTENTION: ("transformer", 2)}[experiment]
     assert experiment.kind == kind
-    assert experiment.name == f"python-docs-{kind}-T8-s{seed}-{experiment.key}"
+    assert experiment.corpus == exact_name("python-docs")  # another text under each Python: another key
+    assert experiment.name == f"{experiment.corpus}-{kind}-T8-s{seed}-{experiment.key}"
     assert len(experiment.key) == 10
     assert set(experiment.key) <= set("0123456789abcdef")
     with pytest.raises(FrozenInstanceError):
@@ -117,6 +120,11 @@ def test_an_experiment_is_frozen_and_named_by_what_it_is(experiment):
 def test_numbers_that_are_equal_give_one_key():
     floats, integers = replace(MLP, model=MLPConfig(dropout=0.0)), replace(MLP, model=MLPConfig(dropout=0))
     assert floats.key == integers.key
+    minus = replace(MLP, model=MLPConfig(dropout=-0.0))
+    assert (minus.key, minus) == (floats.key, floats)
+    numpy = Experiment("ptb", MLPConfig(np.int64(8), dropout=np.float64(0.1)), TrainingConfig(np.int32(3)), np.int64(1))
+    python = Experiment("ptb", MLPConfig(8, dropout=0.1), TrainingConfig(3), 1)
+    assert numpy == python and numpy.key == python.key and numpy.spec() == json.loads(json.dumps(numpy.spec()))
     one, one_point_zero = (replace(MLP, training=TrainingConfig(learning_rate=rate)) for rate in (1, 1.0))
     assert one.key == one_point_zero.key
     assert one == one_point_zero
@@ -222,6 +230,8 @@ def test_the_key_of_another_training_stays_what_it_was():
     [
         *(("seed", value) for value in (-1, 1.0, True, "0", None)),
         *(("train_tokens", value) for value in (0, -5, 10.0, True, "all")),
+        *(("model", value) for value in (None, "mlp", TrainingConfig())),
+        *(("training", None), ("corpus", None), ("corpus", 3)),
     ],
 )
 def test_a_bad_field_is_named_with_its_value(field, value):
@@ -277,10 +287,8 @@ SPOILERS = {
     "another key": lambda path: tampered(path, lambda values: values.update(key="0123456789")),
     "no key": lambda path: tampered(path, lambda values: values.pop("key")),
     "a field is missing": lambda path: tampered(path, lambda values: values.pop("test_nll")),
-    "a field is unknown": lambda path: tampered(path, lambda values: values.update(colour="red")),
     "no experiment": lambda path: tampered(path, lambda values: values.pop("experiment")),
     "no model": lambda path: tampered(path, lambda values: values["experiment"].pop("model")),
-    "an unknown model": lambda path: tampered(path, lambda v: v["experiment"]["model"].update(kind="lstm")),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-10]),
     "empty": lambda path: path.write_bytes(b""),
     "a list": lambda path: path.write_bytes(b"[1, 2]"),
@@ -297,15 +305,68 @@ def test_a_spoilt_file_is_named_and_what_to_do(store, spoil):
         with pytest.raises(ValueError) as error:
             read()
         assert str(store.path(LINEAR)) in str(error.value)
-        assert "elete the file" in str(error.value)
+        assert "ove the file away" in str(error.value)
+
+
+WRONG = {
+    "test_nll": ("2.5", None, float("nan"), float("inf"), -0.1, True, [2.5]),
+    "test_nll_whole": ("2.5", None),
+    "test_nll_last": ("2.5", float("nan")),
+    "train": ([], 3, None, [1.0, 2.0], [1.0, 2.0, None]),
+    "valid": ([], 3, [1.0, 2.0, "3"], [1.0, 2.0, float("nan")], {"1": 2.0}),
+    "best_epoch": (99, 0, 1.0, None, True),
+    "parameters": (0, 1.5, "8"),
+    "flops": ({}, 3, {"paper": 1.0}, {"paper": 1.0, "counted": None}),
+    "seconds": ({}, {"training": "1", "testing": 1.0}),
+    "machine": (3, None, []),
+    "versions": (3, {"python": 3.11}),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_value_that_cannot_be_right_is_named_with_its_file(store, name, value):
+    store.put(made_up())
+    tampered(store.path(LINEAR), lambda values: values.update({name: value}))
+    for read in (lambda: store.get(LINEAR), lambda: list(store), lambda: run(LINEAR, store)):
+        with pytest.raises(RecordDamaged, match=rf"{re.escape(str(store.path(LINEAR)))}: {name} must be"):
+            read()
+
+
+def test_a_later_versions_fields_are_kept(store):
+    store.put(made_up())
+    tampered(store.path(LINEAR), lambda values: values.update(colour="red", more=[1]))
+    record = store.get(LINEAR)
+    assert record.more == {"colour": "red", "more": [1]} and list(store) == [record]
+    store.put(record)
+    assert json.loads(store.path(LINEAR).read_text(encoding="utf-8"))["colour"] == "red"
+
+
+@pytest.mark.parametrize("part", ["model", "training", None])
+def test_a_later_versions_experiment_is_warned_of_and_left(store, part):
+    store.put(made_up())
+    store.put(made_up(MLP))
+    tampered(store.path(MLP), lambda v: (v["experiment"][part] if part else v["experiment"]).update(colour="red"))
+    with pytest.warns(UserWarning, match=r"colour.*later version.*leave it"):
+        assert store.found() == {LINEAR: made_up()}
+    with pytest.raises(RecordDamaged, match="leave it"):
+        store.get(MLP)
+
+
+@pytest.mark.parametrize("name", ["._{}", "notes", "{}_old", "copy of {}", "{} (1)"])
+def test_files_that_are_not_named_as_records_are_passed_over(store, name):
+    store.put(made_up(test_nll=0.5))
+    text = made_up(test_nll=0.25).to_json() if "{}" in name and name[0] != "." else "\0notes"
+    (store.folder / f"{name.format(LINEAR.name)}.json").write_text(text, encoding="utf-8")
+    assert [r.test_nll for r in store] == [0.5] == [store.found()[LINEAR].test_nll]
 
 
 def test_a_file_with_another_experiments_record_is_refused(store):
     store.put(made_up(MLP))
     store.path(MLP).rename(store.path(LINEAR))
-    with pytest.raises(ValueError, match="another experiment") as error:
-        run(LINEAR, store)
-    assert str(store.path(LINEAR)) in str(error.value)
+    for read in (lambda: run(LINEAR, store), store.found):
+        with pytest.raises(RecordDamaged, match="another experiment") as error:
+            read()
+        assert str(store.path(LINEAR)) in str(error.value)
 
 
 # Store
@@ -526,6 +587,37 @@ def test_an_interrupt_ends_it_at_once_and_the_next_call_goes_on(store, monkeypat
             run_all(THREE, store=store)
     (kept,) = store
     assert run_all(THREE, store=store)[0] == kept
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), None])
+def test_a_device_may_be_pytorchs_or_none(store, device):
+    assert run(LINEAR, store, device).machine["device"] == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", 3.5, [], "cpu0"])
+def test_a_device_that_there_is_not_is_found_before_training(store, device, monkeypatch):
+    monkeypatch.setattr(experiments, "fit", never)
+    with pytest.raises(ValueError, match="device must be"):
+        run(LINEAR, store, device)
+
+
+def test_a_full_disk_is_not_kept_full(store, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    store.put(made_up())
+    monkeypatch.setattr(training.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.put(made_up(test_nll=9.0))
+    assert store.get(LINEAR) == made_up() and not list(store.folder.rglob("*.partial"))
+
+
+def test_the_last_epochs_test_loss_is_kept_beside_the_best_ones(store):
+    overfits = replace(MLP, train_tokens=60, training=replace(QUICK, epochs=6, learning_rate=0.05))
+    record = run(overfits, store)
+    assert record.best_epoch < 6 and record.test_nll_last > record.test_nll
+    record = run(LINEAR, store)
+    assert record.best_epoch == 3 and record.test_nll_last == record.test_nll
 
 
 def test_lost_workers_are_no_failure_of_an_experiment(store, forkserver):
@@ -775,6 +867,8 @@ def test_without_a_record_of_this_machine_there_is_no_estimate(store):
     store.put(took(replace(LINEAR, seed=9), 60.0, processor="another"))
     assert Remaining(wanted, store).seconds() is None
     assert Remaining([], store).seconds() == 0
+    store.put(took(replace(LINEAR, seed=10), 0.0))
+    assert Remaining(wanted, store).seconds() == 0  # nothing that took time to judge by
 
 
 def test_the_estimate_goes_by_like_runs_and_else_by_flops(store, monkeypatch):

@@ -567,6 +567,8 @@ def test_tokens_of_the_wrong_shape_are_refused(config):
         (TransformerConfig, "residual", 1),
         (TransformerConfig, "qkv_init", ["xavier"]),
         (TransformerConfig, "embed_init", 0.02),
+        *((TransformerConfig, name, 1) for name in ("qk_norm", "tied", "zero_init")),
+        (TransformerConfig, "norm_kind", "batch"),
     ],
 )
 def test_a_bad_field_is_named_with_its_value(config, field, value):
@@ -699,10 +701,13 @@ def test_sampling_follows_temperature_and_top_k(temperature, top_k):
     ("prompt", "options", "named"),
     [
         (ids(2, 3), {}, "got shape (2, 3)"),
-        (ids(3), {"n": -1}, "n=-1"),
-        (ids(3), {"temperature": -0.5}, "temperature=-0.5"),
-        (ids(3), {"top_k": 0}, "top_k=0"),
-        (ids(3), {"temperature": math.nan}, "temperature=nan"),
+        (ids(3), {"n": -1}, "n must be an integer of at least 0, got -1"),
+        (ids(3), {"temperature": -0.5}, "temperature must be a number of at least 0, got -0.5"),
+        (ids(3), {"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        (ids(3), {"temperature": math.nan}, "got nan"),
+        (torch.tensor([V, *range(T)]), {}, f"id {V} at position 0 of prompt"),  # before the last T tokens
+        (torch.tensor([0.5]), {}, "prompt must be integers"),
+        (ids(3), {"pad": V}, f"id {V} at position 0 of pad"),
     ],
 )
 def test_generate_refuses_bad_arguments(prompt, options, named):
@@ -731,6 +736,15 @@ def test_a_tiny_temperature_is_greedy():
 
 def test_generate_restores_the_mode_after_an_error():
     model = make(SMALL).train()
-    with pytest.raises(IndexError):
-        generate(model, ids(3), 1, pad=V)
+    model.head = None
+    with pytest.raises(TypeError):
+        generate(model, ids(3), 1)
     assert model.training
+
+
+def test_a_model_whose_logits_are_not_finite_writes_nothing():
+    model = make(SMALL)
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    with pytest.raises(ValueError, match="logits are NaN"):
+        generate(model, ids(3), 1)

@@ -67,8 +67,27 @@ def test_ids_that_cannot_be_counted_are_named(counted):
     "arguments", [(0, V), (2, 0), (2, V, 0.0), (2, V, math.nan), (5, 10_000)], ids=str
 )  # the last: 10,000^5 keys do not fit 63 bits
 def test_bad_arguments_are_named(arguments):
-    with pytest.raises(ValueError, match="order"):
+    with pytest.raises(ValueError, match=r"order|vocab_size|alpha"):
         Additive(*arguments)
+
+
+@pytest.mark.parametrize("model", [Additive, KneserNey])
+@pytest.mark.parametrize("ids", [torch.tensor([0, 1.7]), torch.tensor([True]), [0, 9], "abc", torch.tensor(0)], ids=str)
+def test_what_are_no_ids_is_refused(model, ids):
+    with pytest.raises(ValueError, match=r"ids must be|id 9 at position 1"):
+        model(1, V).fit(ids)
+    for order, vocab_size in ((2.5, V), (2, 2.5), ("2", V), (True, V)):
+        with pytest.raises(ValueError, match="must be an integer"):
+            model(order, vocab_size)
+    assert model(np.int64(2), np.int32(V)).fit([0, 1, 2]).order == 2
+
+
+def test_additive_smoothing_tends_to_the_uniform_distribution():
+    ids = torch.arange(40) % V
+    for alpha in (1e9, 1e300, 1e308):
+        assert Additive(2, V, alpha).fit(ids).nll(ids).tolist() == pytest.approx([math.log(V)] * 40, rel=1e-7)
+    with pytest.raises(ValueError, match="alpha must be a positive number, got inf"):
+        Additive(2, V, math.inf)
 
 
 # --- Kneser-Ney

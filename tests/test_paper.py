@@ -123,6 +123,23 @@ def test_holm_is_the_step_down_method():
     assert paper.holm(p) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})  # monotone: b is not 0.04
     assert paper.holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
     assert paper.holm({}) == {}
+    assert paper.holm({"b": 0.01, "n": float("nan"), "a": 0.001}) == pytest.approx({"a": 0.003, "b": 0.02, "n": 1.0})
+
+
+@pytest.mark.parametrize("tied", [0, 1, 2])
+def test_a_contrast_of_equals_has_p_1_and_spoils_no_other(tied):
+    """Wherever it stands among a claim's three."""
+    losses = {"Linear": [3.0, 3.1, 3.05, 3.02]}
+    for i, label in enumerate(("MLP", "Self-attention", "Transformer")):
+        better = [1.0, 1.001, 1.002, 1.001]
+        losses[label] = (
+            losses["Linear"] if i == tied else [a - b for a, b in zip(losses["Linear"], better, strict=True)]
+        )
+    (judged,) = paper.judge(invented(losses), [claim("C1")])
+    p = [finding.p for finding in judged.findings]
+    assert p.pop(tied) == 1 and max(p) < 1e-6
+    assert judged.findings[tied].low == judged.findings[tied].high == 0
+    assert judged.verdict == "cannot be told apart from noise"
 
 
 def test_a_paired_contrast_is_a_t_test_of_the_seeds_differences():
@@ -351,7 +368,7 @@ def test_the_command_line_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
     store.put(made_up(experiment, 3.0))
     store.path(experiment).write_text("{")
     for command in (["status"], ["scoreboard"], ["run", "paper"]):
-        assert "Delete the file" in refused(*command, "--store", str(store.folder))
+        assert "Move the file away" in refused(*command, "--store", str(store.folder))
 
 
 def test_the_readme_shows_what_the_records_say():

@@ -186,6 +186,16 @@ def test_the_envelope_of_draws_is_that_of_each_where_the_means_envelope_is_known
     assert draws.shape == (200, 5) and (np.isfinite(draws) == np.isfinite(middle)).all()
 
 
+@pytest.mark.parametrize("asked, expected", [("MLP T=3", 3.0), ("MLP T=32", 2.0), ("MLP", 2.0), ("M", None)])
+def test_a_family_is_not_another_whose_name_begins_so(asked, expected):
+    points = {"MLP T=3": {1.0: [3.0, 3.0]}, "MLP T=32": {1.0: [2.0, 2.0]}, "MLPs T=3": {1.0: [1.0, 1.0]}}
+    if expected is None:
+        with pytest.raises(ValueError):
+            studies.envelopes(points, asked, np.array([1.0]))
+    else:
+        assert studies.envelopes(points, asked, np.array([1.0]))[0] == [expected]
+
+
 def test_redrawn_means_scatter_as_the_means_of_seeds_do():
     half = 0.3 / 2**0.5  # of two seeds, for a standard deviation of 0.3
     points = {

@@ -442,6 +442,13 @@ def test_tensors_without_a_run_are_no_checkpoint(checkpoint):
         go_on(checkpoint)
 
 
+def headless():
+    """A model that fails when it is called."""
+    model = build(MLP, V, seed=0)
+    model.head = None
+    return model
+
+
 # Matrix products
 
 
@@ -481,8 +488,7 @@ def test_onednn_multiplies_where_it_is_exact_and_the_setting_is_restored(
     ("function", "error"),
     [
         (lambda: run(training=replace(QUICK, learning_rate=1e30)), Diverged),
-        (lambda: run(data=corpus(NOISE.train + V)), IndexError),
-        (lambda: evaluate(build(MLP, V, seed=0), NOISE.valid + V), IndexError),
+        (lambda: evaluate(headless(), NOISE.valid), TypeError),
     ],
 )
 def test_the_setting_is_restored_after_an_error(function, error, precision, monkeypatch):
@@ -638,10 +644,10 @@ def test_evaluate_changes_nothing_and_the_model_trains_on():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_windows": 0}, "n_windows must be from 1 to the 295 there are, got 0"),
-        ({"n_windows": 296}, "n_windows must be from 1 to the 295 there are, got 296"),
-        ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"n_windows": 0}, "n_windows must be an integer of at least 1, got 0"),
+        ({"n_windows": 296}, "n_windows must be at most the 295 there are, got 296"),
+        ({"stride": 0}, "stride must be an integer of at least 1, got 0"),
+        ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
         ({"first": T - 1}, f"first token scored is {T - 1}, but a context of {T} "),
         ({"first": 300}, "first token scored is 300, but there are 300, numbered from 0"),
         ({"ids": torch.arange(T) % V}, "does not fit 5 tokens"),
@@ -654,10 +660,37 @@ def test_evaluate_refuses_bad_arguments(arguments, message):
 
 
 def test_evaluate_restores_the_mode_after_an_error():
-    model = build(MLP, V, seed=0)
-    with pytest.raises(IndexError):
-        evaluate(model, NOISE.valid + V)
+    model = headless()
+    with pytest.raises(TypeError):
+        evaluate(model, NOISE.valid)
     assert model.training
+
+
+def test_parts_that_their_owner_keeps_in_evaluation_mode_stay_there():
+    model = build(MLP, V, seed=0)
+    model.hidden.eval()
+    evaluate(model, NOISE.valid)
+    assert model.training and not any(part.training for part in model.hidden.modules())
+
+
+@pytest.mark.parametrize("bad", [-100, V])
+@pytest.mark.parametrize("at", [0, 299])  # as an input, and as the last target
+def test_an_id_outside_the_vocabulary_is_no_target(bad, at):
+    ids = NOISE.valid.clone()
+    ids[at] = bad
+    for train, valid in ((NOISE.train, ids), (ids, NOISE.valid)):
+        with pytest.raises(ValueError, match=f"id {bad} at position {at}"):
+            run(data=corpus(train, valid))
+    with pytest.raises(ValueError, match=f"id {bad} at position {at}"):
+        evaluate(build(MLP, V, seed=0), ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_of_a_short_type_is_summed_in_a_longer_one(dtype):
+    model = build(LINEAR, V, seed=0).to(dtype)
+    inputs, targets = Windows(NOISE.valid, T)[:]
+    exact = F.cross_entropy(model(inputs).double(), targets).item()
+    assert evaluate(model, NOISE.valid) == pytest.approx(exact, abs=1e-5)
 
 
 # TrainingConfig and budgets
