@@ -85,7 +85,7 @@ def venv_python():
     """The version of .venv's Python; None where it does not start or has no pip."""
     try:
         ask = [str(PYTHON), "-c", "import sys, pip; print(sys.version)"]
-        return subprocess.run(ask, env=environment(), capture_output=True, check=True, text=True).stdout
+        return subprocess.run(ask, env=environment(), capture_output=True, check=True, encoding="utf-8").stdout
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -169,7 +169,7 @@ def build(key):
     for chapter in (SOURCE / "book").glob("*.ipynb"):
         if chapter.stem not in listed:  # a reader's own notebook, which is run and is no page
             chapter.unlink()
-    with open(str(RUN / "sphinx.log"), "w") as log:
+    with open(str(RUN / "sphinx.log"), "w", encoding="utf-8") as log:
         call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
         python("-c", call, "build", SOURCE, "-W", "-n", "--keep-going", "--quiet", stdout=log)
     SITE.parent.mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def execute(stale, ran):
                 if "[" in chapter.name:  # where pytest sees a parameter: all but the others
                     others = {c.name for c in chapter.parent.glob("*.ipynb")} - {chapter.name}
                     what = [".", *("--ignore=" + name for name in others)]
-                with open(str(ran / (chapter.name + ".log")), "w") as log:
+                with open(str(ran / (chapter.name + ".log")), "w", encoding="utf-8") as log:
                     options = {"env": env, "cwd": str(chapter.parent), "stdout": log, "stderr": log}
                     process = subprocess.Popen([*command, *what], **options)
                 running.append((process, chapter, of))
@@ -276,7 +276,7 @@ GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, l
 def main(goal):
     if "_build" in ROOT.parts or "$" in str(ROOT):
         stop(f"neither nbmake nor setuptools works in {ROOT}, for a folder named _build or a $ on the way: move it")
-    with open(__file__) as lock:
+    with open(__file__, encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

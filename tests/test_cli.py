@@ -38,7 +38,12 @@ def start(store, *arguments, epochs=6, rate=3e-4, most="seeds"):
     command = [sys.executable, "-c", script, "run", "words", "--store", str(store), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
     )
 
 
@@ -96,7 +101,9 @@ def test_a_worker_that_the_system_kills_is_noticed_in_seconds(tmp_path, workers)
     while len(list(tmp_path.glob(".running/*.safetensors"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
     command = ["pgrep", "-f", "-P", str(process.pid), "multiprocessing.spawn"]
-    last = int(subprocess.run(command, capture_output=True, text=True).stdout.split()[1])  # of the two that train
+    last = int(
+        subprocess.run(command, capture_output=True, encoding="utf-8").stdout.split()[1]
+    )  # of the two that train
     began = time.monotonic()
     os.kill(last, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -124,7 +131,7 @@ def test_a_narrow_terminal_loses_no_figure():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_output_that_cannot_be_written_is_said_in_a_line():
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = command_line("status", stdout=full)
     assert done.returncode == 1 and done.stderr.decode() == "slmlib: [Errno 28] No space left on device\n"
 

@@ -426,6 +426,6 @@ def test_models_training_and_python_docs_need_neither_pooch_nor_widgets():
         "print(len(slmlib.corpora.load_corpus('python-docs').train))"
     )
     root = Path(corpora.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0

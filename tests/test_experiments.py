@@ -276,9 +276,9 @@ def test_a_record_comes_back_from_json_bit_for_bit(experiment):
 
 
 def tampered(path, change):
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     change(values)
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 SPOILERS = {
@@ -398,8 +398,8 @@ def test_iteration_is_by_file_name_and_sees_records_alone(store):
     for e in [*THREE, *(replace(LINEAR, seed=seed) for seed in seeds)]:
         store.put(made_up(e))
         store.running(e, "lock").touch()
-        store.running(e, "json").write_text("half a rec")
-    (store.folder / "README.md").write_text("about these")
+        store.running(e, "json").write_text("half a rec", encoding="utf-8")
+    (store.folder / "README.md").write_text("about these", encoding="utf-8")
     names = [record.experiment.name for record in store]
     assert names == sorted(names)
     assert len(names) == 3 + len(seeds)

@@ -40,14 +40,16 @@ def glue(key: str, mime: str, text: str) -> dict:
 
 def build(folder: Path, url: str) -> dict[str, str]:
     """The links in the header of a built chapter, by tooltip."""
-    config = (ROOT / "_config.yml").read_text()
+    config = (ROOT / "_config.yml").read_text(encoding="utf-8")
     assert config.count(LINE) == 1
-    (folder / "_config.yml").write_text(config.replace(LINE, LINE.replace('""', f'"{url}"')))
-    (folder / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01-data\n")
+    (folder / "_config.yml").write_text(config.replace(LINE, LINE.replace('""', f'"{url}"')), encoding="utf-8")
+    (folder / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01-data\n", encoding="utf-8"
+    )
     for name in ("assets", "ext"):
         shutil.copytree(ROOT / "book" / name, folder / "book" / name)
-    (folder / "book" / "references.bib").write_text("")
-    (folder / "book" / "intro.md").write_text(INTRO)
+    (folder / "book" / "references.bib").write_text("", encoding="utf-8")
+    (folder / "book" / "intro.md").write_text(INTRO, encoding="utf-8")
     drawing = glue("drawing", "image/svg+xml", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     sentence = glue("sentence", "text/markdown", "It is **measured**: $m$.")
     code = {"cell_type": "code", "id": "b", "metadata": {}, "source": "1", "execution_count": 1}
@@ -55,12 +57,12 @@ def build(folder: Path, url: str) -> dict[str, str]:
     text = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Chapter\n\n$x$"}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": [text, code], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (folder / "book" / "01-data.ipynb").write_text(json.dumps(notebook))
+    (folder / "book" / "01-data.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", call, "build", str(folder), "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    html = (folder / "_build" / "html" / "book" / "01-data.html").read_text()
+    html = (folder / "_build" / "html" / "book" / "01-data.html").read_text(encoding="utf-8")
     return {tooltip: link for link, tooltip in BUTTONS.findall(html) if link.startswith("http")}
 
 
@@ -69,7 +71,7 @@ def test_without_an_address_there_is_no_button(tmp_path):
     static = tmp_path / "_build" / "html" / "_static"
     assert (static / "mathjax" / "tex-chtml.js").is_file() and (static / "custom.css").is_file()
     outside = re.compile(r'<(script|link|img)[^>]*(src|href)="(https?:)?//')
-    assert not outside.search((tmp_path / "_build" / "html" / "book" / "01-data.html").read_text())
+    assert not outside.search((tmp_path / "_build" / "html" / "book" / "01-data.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("url", ["https://github.com/someone/book", "https://github.com/someone/book.git/"])
@@ -94,7 +96,7 @@ def test_elsewhere_than_on_github_there_is_no_colab(tmp_path):
 
 def test_a_page_shows_what_a_chapter_glued(tmp_path):
     build(tmp_path, "")
-    html = (tmp_path / "_build" / "html" / "book" / "intro.html").read_text()
+    html = (tmp_path / "_build" / "html" / "book" / "intro.html").read_text(encoding="utf-8")
     assert re.search(r'<figure[^>]* id="fig-glued">.*?<img[^>]*src="../_images/drawing.svg"', html, re.DOTALL)
     assert re.search(r'<span class="caption-number">Fig. 1 ?</span>', html)
     assert re.search(r'href="#fig-glued"><span class="std std-numref">Fig. 1</span>', html)

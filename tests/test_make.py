@@ -32,11 +32,11 @@ def script(checkout):
 
 def make(checkout, *arguments, **env):
     command = ["make", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=checkout, env={**os.environ, **env}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=checkout, env={**os.environ, **env}, capture_output=True, encoding="utf-8")
 
 
 def test_a_second_make_is_told_of_the_first(checkout):
-    with open(checkout / ".ci" / "make.py") as held:
+    with open(checkout / ".ci" / "make.py", encoding="utf-8") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = make(checkout, "clean")
     assert done.returncode != 0 and "another make is at work in" in done.stderr
@@ -70,7 +70,7 @@ def test_a_data_folder_keeps_its_name(script, monkeypatch, folder):
 
 
 def test_an_environment_variable_reaches_the_script_as_it_is(checkout):
-    (checkout / ".ci" / "make.py").write_text("import os; print(os.environ['SLMLIB_DATA'])")
+    (checkout / ".ci" / "make.py").write_text("import os; print(os.environ['SLMLIB_DATA'])", encoding="utf-8")
     for folder in ('my "data"', "cost$x", "it's", "$(shell false)"):
         assert make(checkout, "book", SLMLIB_DATA=folder).stdout.strip() == folder
 
@@ -105,17 +105,17 @@ def test_a_file_is_written_whole_or_not_at_all(script, tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", '{"cells": [', None])
 def test_a_half_written_notebook_is_none(script, tmp_path, text):
     if text is not None:
-        (tmp_path / "a.ipynb").write_text(text)
+        (tmp_path / "a.ipynb").write_text(text, encoding="utf-8")
     assert not script.is_notebook(tmp_path / "a.ipynb")
 
 
 def test_a_digest_follows_names_and_contents_and_not_the_place(script, checkout):
     folder = checkout / "book"
     (folder / ".hidden").mkdir(parents=True)
-    (folder / "a").write_text("1")
+    (folder / "a").write_text("1", encoding="utf-8")
     seen = [script.digest(["book"])]
     for change in (
-        lambda: (folder / "a").write_text("2"),
+        lambda: (folder / "a").write_text("2", encoding="utf-8"),
         lambda: (folder / "a").rename(folder / "b"),
         lambda: (folder / "c").touch(),
     ):

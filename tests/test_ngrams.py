@@ -226,7 +226,9 @@ def test_the_papers_windows_of_tiny_shakespeare():
 def test_the_published_perplexity_of_penn_treebank():
     """With an end-of-sentence token a line, as everyone but the paper counts: 141 (Mikolov and others, 2011)."""
     corpus_or_skip("ptb")
-    texts = [fetch(f"ptb/{split}.txt").read_text().replace("\n", " <eos> ") for split in ("train", "test")]
+    texts = [
+        fetch(f"ptb/{split}.txt").read_text(encoding="utf-8").replace("\n", " <eos> ") for split in ("train", "test")
+    ]
     vocabulary = Vocabulary(tuple(sorted(set(texts[0].split()))), "word")
     train, test = map(vocabulary.encode, texts)
     nll = KneserNey(5, len(vocabulary)).fit(train).nll(test)

@@ -316,7 +316,7 @@ def test_status_as_a_table_fits_a_terminal(tmp_path):
 
 def test_a_damaged_record_is_named(tmp_path):
     path = tmp_path / f"{paper.run('Linear').experiment(0).name}.json"
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=path.name):
         paper.records(Store(tmp_path))
 
@@ -366,7 +366,7 @@ def test_the_command_line_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
     store = Store(tmp_path / "paper")
     experiment = paper.run("Linear").experiment(0)
     store.put(made_up(experiment, 3.0))
-    store.path(experiment).write_text("{")
+    store.path(experiment).write_text("{", encoding="utf-8")
     for command in (["status"], ["scoreboard"], ["run", "paper"]):
         assert "Move the file away" in refused(*command, "--store", str(store.folder))
 
@@ -388,6 +388,6 @@ def test_scoreboard_writes_the_readme_and_nothing_else_in_it(tmp_path, monkeypat
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"before\n{MARKS[0]}| ") and text.endswith(f"\n{MARKS[1]}\nafter\n") and "stale" not in text
     assert "<svg" in (tmp_path / "book" / "assets" / "agreement.svg").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text("no marks")
+    (tmp_path / "README.md").write_text("no marks", encoding="utf-8")
     assert CliRunner().invoke(app, ["scoreboard", "--readme"]).exit_code == 1
-    assert (tmp_path / "README.md").read_text() == "no marks"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no marks"

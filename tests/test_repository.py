@@ -26,7 +26,7 @@ def tracked() -> list[Path]:
     """The files Git knows or would add; in a copy without Git, all but what is made here."""
     try:
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, encoding="utf-8").stdout.split("\0")
         paths = [ROOT / name for name in names if name]
     except (OSError, subprocess.CalledProcessError):
         paths = [
@@ -58,7 +58,7 @@ def toc_files(node) -> list[str]:
 
 
 def test_the_table_of_contents_and_the_folder_agree():
-    listed = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    listed = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
     there = {p.relative_to(ROOT).with_suffix("").as_posix() for e in ("ipynb", "md") for p in ROOT.glob(f"book/*.{e}")}
     assert len(listed) == len(set(listed)) and set(listed) == there
 
@@ -97,6 +97,13 @@ def test_no_file_names_a_machine_or_a_registry():
     assert found == {}
 
 
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale():
+    """ruff sees `open`; of a path it does not know that it is one."""
+    bare = re.compile(r"\.(read_text\(\)|write_text\((?![^\n]*encoding)[^\n]*\)$)", re.MULTILINE)
+    code = [path for path in FILES if path.suffix == ".py" and path != Path(__file__)]
+    assert [path.name for path in code if bare.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_files_are_small():
     assert [path.name for path in FILES if path.stat().st_size > 1_000_000] == []
 
@@ -108,28 +115,28 @@ def requirements(lines) -> dict[str, Requirement]:
 
 
 def test_requirements_agree():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = requirements(project["dependencies"] + project["optional-dependencies"]["book"])
-    text = (ROOT / "requirements.txt").read_text().splitlines()
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     listed = requirements(text)
     assert "-e ." in text
     assert {name: r.specifier for name, r in listed.items()} == {name: r.specifier for name, r in declared.items()}
 
-    pinned = requirements((ROOT / "requirements.lock").read_text().splitlines())
+    pinned = requirements((ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines())
     for name, requirement in pinned.items():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), f"{name}: not one plain version"
     for name, requirement in listed.items():
         assert str(pinned[name].specifier).removeprefix("==") in requirement.specifier, name
 
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     assert f"python{project['requires-python']}" in environment
     assert {"pip": ["-r requirements.txt"]} in environment
 
 
 def test_what_is_pinned_runs_on_the_oldest_python_that_is_promised():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     oldest = project["requires-python"].removeprefix(">=") + ".0"
-    for name in requirements((ROOT / "requirements.lock").read_text().splitlines()):
+    for name in requirements((ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()):
         try:
             needs = metadata(name).get("Requires-Python") or ""
         except PackageNotFoundError:  # of another system
@@ -139,7 +146,7 @@ def test_what_is_pinned_runs_on_the_oldest_python_that_is_promised():
 
 def test_every_import_is_declared():
     """Of the package: what it imports is what pyproject.toml says it needs, no more and no less."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     lines = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "slmlib").glob("*.py"))
     modules = {m for m in re.findall(r"^\s*(?:from|import) ([A-Za-z_]\w*)", lines, re.MULTILINE)}

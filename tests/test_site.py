@@ -48,6 +48,9 @@ FACTS = """async () => {
     untypeset: all(".math").filter((e) => !e.querySelector("mjx-container")).map((e) => e.textContent),
     badmath: all("mjx-merror, [data-mjx-error]").map((e) => e.textContent),
     formulas: all("mjx-container").length,
+    scrolling: all("mjx-container:not([display])").filter((e) => e.scrollWidth > e.clientWidth
+      && e.clientWidth < e.closest("h1, h2, h3, h4, p, li, td, th, dd, figcaption, div").clientWidth - 2)
+      .map((e) => e.textContent),
     text: raw.join("\\n"),
     images: all("img").map((i) => [i.src, i.naturalWidth]),
     outputs: all(".cell_output").length,
@@ -96,7 +99,9 @@ def browser():
                 "no Chromium found: install it (Debian: apt-get install chromium), set CHROMIUM to its path, "
                 "or run `.venv/bin/python -m playwright install chromium`"
             )
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        # With scrollbars, which a headless browser hides unless told otherwise.
+        options = {"args": FLAGS, "ignore_default_args": ["--hide-scrollbars"]}
+        browser = playwright.chromium.launch(executable_path=executable, **options)
         yield browser
         browser.close()
 
@@ -158,6 +163,12 @@ def has_math(name: str) -> bool:
         if source.exists():
             return bool(re.search(r"\$[^$\n]+\$", source.read_text(encoding="utf-8")))
     return False
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_formula_in_a_line_has_a_scrollbar(facts, name):
+    """Unless it is as wide as its paragraph."""
+    assert facts(name)["scrolling"] == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -50,14 +50,14 @@ def lay(folder: Path) -> Path:
     kept = [line for line in figures.splitlines(keepends=True) if not line.startswith("from .")]
     (folder / "slmlib" / "figures.py").write_text("".join(kept).replace("AGREE", "0.03"), encoding="utf-8")
     (folder / "slmlib" / "__init__.py").write_text(
-        "from pathlib import Path\n\nWHERE = str(Path(__file__).parents[1])\n"
+        "from pathlib import Path\n\nWHERE = str(Path(__file__).parents[1])\n", encoding="utf-8"
     )
     (folder / "slmlib" / "figures.py").write_text(
         "History = None\n" + (folder / "slmlib" / "figures.py").read_text(encoding="utf-8"), encoding="utf-8"
     )
-    (folder / "pyproject.toml").write_text(PYPROJECT)
-    (folder / "requirements.txt").write_text("-e .\n")
-    (folder / "_toc.yml").write_text(TOC)
+    (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    (folder / "requirements.txt").write_text("-e .\n", encoding="utf-8")
+    (folder / "_toc.yml").write_text(TOC, encoding="utf-8")
     for name, text in (("intro.md", INTRO), ("01-data.ipynb", CHAPTER), ("references.bib", ""), ("conftest.py", "")):
         (folder / "book" / name).write_text(text, encoding="utf-8")
     return folder
@@ -66,7 +66,7 @@ def lay(folder: Path) -> Path:
 def make(folder: Path, *arguments, **env):
     env = {**os.environ, "TORCH": "pip", **env}
     command = ["make", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8")
 
 
 def set_up(folder: Path, **env) -> Path:
@@ -74,7 +74,7 @@ def set_up(folder: Path, **env) -> Path:
     done = make(folder, "setup", **env)
     assert done.returncode == 0, done.stderr
     way = next((folder / ".venv").glob("lib/python3*/site-packages")) / "way.pth"
-    way.write_text(SITE_PACKAGES + "\n")
+    way.write_text(SITE_PACKAGES + "\n", encoding="utf-8")
     return way
 
 
@@ -104,7 +104,7 @@ def test_twice_is_once(checkout):
 def test_the_venv_of_another_checkout_is_made_anew(checkout, tmp_path, way):
     options = {"symlinks": True} if way is shutil.copytree else {}
     way(checkout, tmp_path / "co2", **options)
-    (tmp_path / "co2" / "slmlib" / "__init__.py").write_text("raise RuntimeError('this one')\n")
+    (tmp_path / "co2" / "slmlib" / "__init__.py").write_text("raise RuntimeError('this one')\n", encoding="utf-8")
     assert make(tmp_path / "co2", "setup").returncode == 0
     assert not any((tmp_path / "co2" / ".venv").glob("lib/*/site-packages/way.pth"))
     set_up(tmp_path / "co2")
@@ -123,7 +123,7 @@ def test_a_venv_whose_python_is_gone_is_made_anew(checkout):
 def test_figures_are_there_whatever_the_environment_says(checkout, value):
     (checkout / ".run").mkdir()
     rc = checkout / ".run" / "matplotlibrc"
-    rc.write_text("axes.grid: False\n")
+    rc.write_text("axes.grid: False\n", encoding="utf-8")
     assert "1 passed" in built(checkout, MPLBACKEND=value, MATPLOTLIBRC=str(rc), PYTHONOPTIMIZE="2")
     assert "passed" not in built(checkout)
 
@@ -144,12 +144,12 @@ def test_a_checkout_may_have_any_name(tmp_path, name):
     folder = lay(tmp_path / name)
     set_up(folder)
     for own in ("my notes", "it's", "x[1]"):
-        (folder / "book" / f"{own}.ipynb").write_text(PLAIN)
+        (folder / "book" / f"{own}.ipynb").write_text(PLAIN, encoding="utf-8")
     assert built(folder).count("1 passed") == 4
 
 
 def test_a_notebook_of_the_reader_that_fails_is_shown(checkout):
-    (checkout / "book" / "my notes.ipynb").write_text(notebook("1", "1 / 0"))
+    (checkout / "book" / "my notes.ipynb").write_text(notebook("1", "1 / 0"), encoding="utf-8")
     done = make(checkout, "book")
     assert done.returncode != 0 and "ZeroDivisionError" in done.stdout and "01-data.ipynb" in done.stdout
     assert not (checkout / "_build" / "html").exists()
@@ -157,7 +157,7 @@ def test_a_notebook_of_the_reader_that_fails_is_shown(checkout):
 
 def test_pip_may_be_set_to_install_for_the_user(tmp_path):
     set_up(lay(tmp_path / "co"), PIP_USER="1")
-    (tmp_path / "pip.conf").write_text("[install]\nuser = true\n")
+    (tmp_path / "pip.conf").write_text("[install]\nuser = true\n", encoding="utf-8")
     set_up(lay(tmp_path / "co2"), PIP_CONFIG_FILE=str(tmp_path / "pip.conf"), PIP_INDEX_URL=index_url())
 
 
@@ -169,7 +169,9 @@ def index_url() -> str:
 
 def test_two_at_once_do_not_disturb_each_other(checkout):
     command, env = ["make", "book"], {**os.environ, "TORCH": "pip"}
-    both = [subprocess.Popen(command, cwd=checkout, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, cwd=checkout, env=env, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)
+    ]
     said = sorted((process.communicate()[1], process.returncode) for process in both)
     assert [code == 0 for _, code in said] == [True, False] and "another make is at work" in said[1][0]
     assert "Traceback" not in said[1][0]
@@ -205,15 +207,15 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path):
 
 def test_a_half_written_result_is_made_again(checkout):
     built(checkout)
-    (checkout / ".run" / "ran" / "01-data.ipynb").write_text('{"cells": [')
-    (checkout / "book" / "intro.md").write_text(INTRO + "\nMore.\n")
+    (checkout / ".run" / "ran" / "01-data.ipynb").write_text('{"cells": [', encoding="utf-8")
+    (checkout / "book" / "intro.md").write_text(INTRO + "\nMore.\n", encoding="utf-8")
     assert "1 passed" in built(checkout)
 
 
 def test_a_newcomer_who_builds_what_has_not_run_is_told_what_to_run(checkout):
     call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
     command = [str(checkout / ".venv/bin/python"), "-c", call, "build", "."]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=checkout, capture_output=True, encoding="utf-8")
     assert done.returncode != 0 and "Run `make book`" in done.stdout + done.stderr
 
 
@@ -221,5 +223,5 @@ def test_git_ignores_a_venv_that_is_a_link(checkout):
     shutil.move(checkout / ".venv", checkout.parent / "elsewhere")
     (checkout / ".venv").symlink_to(checkout.parent / "elsewhere")
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
-    said = subprocess.run(["git", "status", "--short"], cwd=checkout, capture_output=True, text=True).stdout
+    said = subprocess.run(["git", "status", "--short"], cwd=checkout, capture_output=True, encoding="utf-8").stdout
     assert ".venv" not in said and "book/" in said
