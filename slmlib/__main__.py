@@ -1,4 +1,4 @@
-"""The command line: ``python -m slmlib data``, ``run``, ``status``, ``scoreboard``."""
+"""The command line: ``python -m slmlib data``, ``run``, ``status``, ``verdicts``, ``scoreboard``."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from . import paper, studies
-from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch
+from . import paper, studies, verdicts
+from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus
 from .experiments import RESULTS, Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run_all
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -140,59 +140,103 @@ def status(
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
         return
-    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    for heading in ("run", "done", "mean ± s.d.", "whole", "paper", "difference", "agrees"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "run" else "right")
-    for s in lines:
-        spread = "" if s.sd is None else f" ± {s.sd:.4f}"
-        table.add_row(
-            s.label,
-            f"{s.seeds}/{s.wanted}",
-            "" if s.mean is None else f"{s.mean:.4f}{spread}",
-            "" if s.whole is None else f"{s.whole:.4f}",
-            f"{s.paper:.4f}",
-            "" if s.mean is None else f"{s.mean - s.paper:+.4f}",
-            {None: "", True: "yes", False: "no"}[s.agrees],
-        )
-    # As wide as it needs to be: a narrow terminal wraps its lines, which is better than losing figures.
-    Console(width=max(out.width, 100)).print(table)
+    rules = list(next((line.agrees() for line in lines if line.agrees()), {}))
+    rows = [
+        {
+            "run": s.label,
+            "done": f"{s.seeds}/{s.wanted}",
+            "mean ± s.d.": ("" if s.mean is None else f"{s.mean:.4f}") + ("" if s.sd is None else f" ± {s.sd:.4f}"),
+            "whole": "" if s.whole is None else f"{s.whole:.4f}",
+            "paper": f"{s.paper:.4f}",
+            "difference": "" if s.mean is None else f"{s.difference:+.4f}",
+            **{rule: {True: "yes", False: "no"}.get(s.agrees().get(rule), "") for rule in rules},
+        }
+        for s in lines
+    ]
+    _table(rows)
     out.print(
         "Test NLL in nats per token, mean over seeds on the paper's test windows and on the whole test split.\n"
-        f"agrees: within {paper.AGREE} nats or 3 standard deviations of the paper's figure."
+        "The last columns: is the paper's figure within so much of our mean?"
     )
 
 
-MARKS = "<!-- scoreboard: written by python -m slmlib scoreboard --readme -->\n", "<!-- end of scoreboard -->"
+def _table(rows: list[dict[str, str]]) -> None:
+    """As wide as it needs to be: a narrow terminal wraps its lines, which is better than losing figures."""
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for i, heading in enumerate(rows[0]):
+        table.add_column(heading, no_wrap=True, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row.values())
+    wide = Console(width=1_000)
+    Console(width=max(out.width, wide.measure(table).maximum)).print(table)
+
+
+FolderOption = Annotated[
+    Path, typer.Option("--results", exists=True, file_okay=False, help="The folder of the suites' folders.")
+]
+
+
+@app.command(name="verdicts")
+def verdicts_(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a claim and reading.")] = False,
+    results: FolderOption = RESULTS,
+):
+    """The verdicts on the paper's claims, as it ran them, at equal compute, and each model at its best."""
+    try:
+        judged = verdicts.judge(verdicts.Evidence.read(results))
+    except RecordDamaged as error:
+        raise _refuse(error) from None
+    if as_json:
+        print(json.dumps([v.to_dict() for v in judged], indent=1))
+        return
+    _table(
+        [
+            {
+                "claim": v.claim,
+                "reading": v.reading + ("" if v.flops is None else f", {v.flops:.0e} FLOPs"),
+                "verdict": v.verdict,
+                "test": f"{m.says}{', ' if m.note else ''}{m.note}",
+                "nats": f"{m.estimate.effect:+.3f}",
+                "95 % interval": f"{m.estimate.low:+.3f} to {m.estimate.high:+.3f}",
+                "p": f"{m.estimate.p:.2g}",
+            }
+            for v in judged
+            for m in v.contrasts
+        ]
+    )
+
+
+MARKS = "<!-- first screen: written by python -m slmlib scoreboard --readme -->\n", "<!-- end of first screen -->"
 
 
 @app.command()
 def scoreboard(
-    readme: Annotated[bool, typer.Option(help="Write it into README.md here, and its picture.")] = False,
-    store: StoreOption = RESULTS / "paper",
+    readme: Annotated[
+        bool, typer.Option(help="Write it into README.md and book/intro.md here, and its figure into book/assets.")
+    ] = False,
+    results: FolderOption = RESULTS,
 ):
-    """The verdicts on the paper's claims as a Markdown table; C2's second one from the folder frontier beside."""
-    try:
-        found = paper.records(Store(store))
-        beside = studies.again_at_equal_compute(Store(store.parent / "frontier").found())
-    except RecordDamaged as error:
-        raise _refuse(error) from None
-    table = paper.scoreboard(found, beside)
-    if not readme:
-        print(table, end="")
-        return
-    from . import figures
+    """The first screen of README and book: what was found, in numbers from the records."""
+    from . import chapters, figures, screen
 
-    if not (Path("README.md").is_file() and Path("book/assets").is_dir()):
-        raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a README.md and a folder book/assets")
-    text = Path("README.md").read_text(encoding="utf-8")
-    if any(text.count(mark) != 1 for mark in MARKS):
-        raise _refuse(f"README.md must hold each of these lines once: {MARKS[0].strip()} and {MARKS[1]}")
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
+    template = Path("book/assets/first-screen.md")
+    if not template.is_file():
+        raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a {template}")
+    try:
+        evidence = verdicts.Evidence.read(results)
+        _, nll = chapters.counted(load_corpus("tiny_shakespeare"))
+        text = screen.fill(template.read_text(encoding="utf-8"), evidence, nll[chapters.CONTEXT :].mean().item())
+        if not readme:
+            print(text, end="")
+            return
+        for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
+            screen.put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
+    except (RecordDamaged, CorpusUnavailable, CorpusDamaged, ValueError) as error:
+        raise _refuse(error) from None
     figures.use_style()
-    figure = figures.differences(paper.differences(found))
-    figure.savefig("book/assets/agreement.svg", metadata={"Date": None})
-    Path("README.md").write_text(f"{before}{MARKS[0]}{table}{MARKS[1]}{after}", encoding="utf-8")
+    lines, points = screen.emblem(evidence)
+    figure = figures.emblem(lines, points, nll[chapters.CONTEXT :].mean().item())
+    figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
 
 
 def main(command: Callable[[], object] = app) -> None:

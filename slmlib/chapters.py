@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
@@ -13,17 +13,20 @@ import torch
 from IPython.display import HTML, Markdown, display
 from torch import Tensor, nn
 
-from . import figures, paper, studies
+from . import figures, paper, studies, verdicts
 from .corpora import Corpus, CorpusUnavailable, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store
+from .frontier import SEEDS, Cells
 from .models import Config, build, generate, n_parameters
 from .ngrams import KneserNey
-from .paper import signed
+from .stats import Estimate, half_interval
 from .training import History, TrainingConfig, budget, evaluate, fit
 from .windows import random_stream
 
 STAND_IN = "python-docs"
 CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
+
+_findings = True  # whether the page may speak of what it measured; start() sets it
 
 
 def seed() -> int:
@@ -38,11 +41,13 @@ def start(name: str) -> Corpus:
     """Set the figures' style, say under which conditions the chapter runs, and load its corpus.
 
     At the ``smoke`` budget a banner says that the numbers mean nothing.
-    Where the corpus cannot be had the chapter goes on with ``python-docs``, under a banner that says so.
+    Where the corpus cannot be had the chapter goes on with ``python-docs``, under a banner that says so. In both cases
+    ``say`` and ``finding`` keep silent.
 
     Raises:
         CorpusDamaged: if it is there with the wrong bytes; that is for the reader to mend, not to paper over.
     """
+    global _findings
     figures.use_style()
     pd.options.display.max_colwidth = None  # no cell of a table is cut short
     try:
@@ -52,14 +57,15 @@ def start(name: str) -> Corpus:
         _banner(
             f"This page ran on {STAND_IN}, not on {name}.",
             "The corpus could not be had, so the English text of Python's own documentation stands in for it. "
-            "Nothing here may be compared with the paper, and what the prose says of Shakespeare need not hold."
+            "Nothing here may be compared with the paper, and what the chapter found of Shakespeare is left out."
             f"<details><summary>What was tried</summary>{escape(str(error))}</details>",
         )
     if budget() == "smoke":
         _banner(
             "This page ran at the smoke budget:",
-            "a few steps, to see that it runs. Its numbers, and what the prose makes of them, mean nothing.",
+            "a few steps, to see that it runs. Its numbers mean nothing, and its findings are left out.",
         )
+    _findings = budget() != "smoke" and not corpus.stands_in_for
     print(
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"corpus {corpus.name}, budget {budget()}, seed {seed()}"
@@ -76,8 +82,29 @@ def _banner(headline: str, text: str) -> None:
     display(HTML(f'<div class="slm-banner" role="note"><strong>{headline}</strong> {text}</div>'))
 
 
-@dataclass
-class LiveRun:
+def say(markdown: str, live: bool = False) -> None:
+    """Show a paragraph of Markdown with measured values in it; nothing on a stand-in corpus or at the smoke budget.
+
+    Args:
+        markdown: fixed sentences; ``finding`` holds them to what was measured.
+        live: whether it speaks of runs made on this page, which were tried at the reduced budget alone.
+    """
+    if _findings and not (live and budget() != "reduced"):
+        display(Markdown(markdown))
+
+
+def finding(holds: bool, *values: object, live: bool = False) -> None:
+    """Fail where a sentence of the chapter is not so; silent where ``say`` is.
+
+    Raises:
+        AssertionError: shows the values.
+    """
+    if _findings and not (live and budget() != "reduced"):
+        assert holds, values
+
+
+@dataclass(frozen=True)
+class Trained:
     """A model that a chapter trained, and how it went."""
 
     label: str
@@ -85,72 +112,101 @@ class LiveRun:
     training: TrainingConfig
     history: History
     test_nll: float  # nats per token
+    whole: float  # on the whole test split
 
 
-def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, seed: int) -> LiveRun:
-    """Build, fit and test one model.
+def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, seed: int | None = None) -> Trained:
+    """Build, fit and test one model, as a record's run does, but for the tokens scored.
 
-    The test looks at the test split as ``fit`` looks at the validation split, but scores the same tokens for
-    every context up to the paper's 128: those that windows of 128 would score.
+    Every context up to the paper's 128 scores the same tokens: those that windows of 128 would score.
     """
+    seed = seed if seed is not None else globals()["seed"]()
     model = build(config, len(corpus.vocabulary), seed=seed)
     history = fit(model, corpus, training, seed=seed)
     first = max(CONTEXT, config.context)
-    test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
-    return LiveRun(label, model, training, history, test_nll)
+    test = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
+    whole = evaluate(model, corpus.test, stride=11 * training.eval_stride, first=first)  # 11 times as long
+    return Trained(label, model, training, history, test, whole)
 
 
-def rerun(label: str, corpus: Corpus) -> LiveRun:
+def rerun(label: str, corpus: Corpus) -> Trained:
     """The paper's run of that label, trained here at the budget in force with the chapters' seed."""
     run = paper.run(label)
-    return train(label, run.model, run.training.at(budget()), corpus, seed())
+    return train(label, run.model, run.training.at(budget()), corpus)
 
 
-def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
-    """One row per run: its test NLL in nats, the paper's figure, parameters, windows seen here and there.
+def compare(rows: Mapping[str, Trained | Iterable[Record]]) -> pd.DataFrame:
+    """One row a model: its test NLL, live or over records, beside the paper's figure and what it was trained on.
 
-    Beside the test windows that the paper uses stand about as many, spread over the whole test split. What is
-    the paper's is left out on a stand-in corpus. The last row is the counting yardstick, on the same tokens.
+    Args:
+        rows: by name; a run trained here, or records of its seeds (mean ± s.d.). Where the name is a label of the
+            paper's runs, its figure stands beside; not on a stand-in corpus.
     """
-    rows = {}
-    for live in runs:
-        reported, count = paper.run(live.label), n_parameters(live.model)
-        ours, theirs = (f"{t.epochs * t.windows_per_epoch / 1000:g}k" for t in (live.training, reported.training))
-        first, spread = max(CONTEXT, live.model.config.context), 11 * live.training.eval_stride  # 11 times as long
-        whole = evaluate(live.model, corpus.test, stride=spread, first=first)
-        rows[live.label] = {
-            "this run": f"{live.test_nll:.3f}",
-            "whole split": f"{whole:.3f}",
-            "paper's figure": f"{reported.test_nll:.3f}",
-            "parameters": f"{count.total:,}",
-            "without embeddings": f"{count.without_embeddings:,}",
-            "windows seen": f"{ours} of {theirs}",
+    table, reported = {}, {r.label: r.test_nll for r in paper.RUNS}
+    for name, run in rows.items():
+        records = [] if isinstance(run, Trained) else list(run)
+        training = run.training if isinstance(run, Trained) else records[0].experiment.training
+        tests = [run.test_nll] if isinstance(run, Trained) else [r.test_nll for r in records]
+        whole = [run.whole] if isinstance(run, Trained) else [r.test_nll_whole for r in records]
+        count = n_parameters(run.model).total if isinstance(run, Trained) else records[0].parameters
+        label = run.label if isinstance(run, Trained) else name
+        table[name] = {
+            "test NLL": plus_minus(tests),
+            "paper": f"{reported[label]:.3f}" if label in reported and _findings else "",
+            "whole split": plus_minus(whole),
+            "parameters": f"{count:,}",
+            "windows": f"{training.epochs * training.windows_per_epoch:,}",
+            "seeds": f"{len(tests)}",
         }
-        if corpus.stands_in_for:
-            del rows[live.label]["paper's figure"]
-            rows[live.label]["windows seen"] = ours
-    name, nll = counted(corpus)
-    scored = nll[CONTEXT:][: live.training.eval_windows][:: live.training.eval_stride]
-    whole = nll[CONTEXT :: 11 * live.training.eval_stride]
-    rows[name] = dict.fromkeys(rows[live.label], "")
-    rows[name] |= {"this run": f"{scored.mean():.3f}", "whole split": f"{whole.mean():.3f}"}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL")
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def agreement(*labels: str) -> pd.DataFrame:
+    """One row per run of the paper, all 20 if none is named: our records at its full budget, and its figure.
+
+    Raises:
+        KeyError: for an unknown label.
+    """
+    chosen = [paper.run(label).label for label in labels] or [r.label for r in paper.RUNS]
+    table = {}
+    for line in paper.status(records()):
+        if line.label in chosen:
+            losses = [record.test_nll for record in records()[line.label].values()]
+            table[line.label] = {
+                "ours": plus_minus(losses),
+                "paper": f"{line.paper:.3f}",
+                "difference": signed(line.difference),
+                "whole split": f"{line.whole:.3f}",
+                "seeds": f"{line.seeds}",
+                **{rule: "yes" if so else "no" for rule, so in line.agrees().items()},
+            }
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis(columns="test NLL")
 
 
 @cache
-def records() -> dict[str, dict[int, Record]]:
-    """The published records of the paper's runs at its full budget, by label and seed.
+def evidence() -> verdicts.Evidence:
+    """All published records that the verdicts are computed from.
 
     Raises:
         FileNotFoundError: if there are none where they should be; says where that is and what to do.
     """
-    found = paper.records(Store(RESULTS / "paper"))
-    if not any(found.values()):
+    found = verdicts.Evidence.read()
+    if not any(found.paper.values()):
         raise FileNotFoundError(
             f"no records in {(RESULTS / 'paper').absolute()}: clone the book's repository, which holds them, "
             "or make them with: python -m slmlib run paper"
         )
     return found
+
+
+def records() -> paper.Records:
+    """The published records of the paper's runs at its full budget, by label and seed."""
+    return evidence().paper
+
+
+def cells() -> Cells:
+    """What the frontier's records hold: each family at each budget, over its seeds."""
+    return evidence().cells
 
 
 def study(suite: str, experiment: Callable[[int], Experiment]) -> dict[int, Record]:
@@ -166,7 +222,7 @@ def study(suite: str, experiment: Callable[[int], Experiment]) -> dict[int, Reco
     if suite not in studies.SUITES:
         raise KeyError(f"no study is called {suite!r}; there are {', '.join(studies.SUITES)}")
     store = Store(RESULTS / suite)
-    by_seed = {s: store.get(experiment(s)) for s in range(studies.SEEDS)}
+    by_seed = {s: store.get(experiment(s)) for s in range(SEEDS)}
     return {s: record for s, record in by_seed.items() if record is not None}
 
 
@@ -175,71 +231,72 @@ def recorded(label: str) -> list[float]:
     return [record.test_nll for _, record in sorted(records()[label].items())]
 
 
-def records_table(labels: Iterable[str]) -> pd.DataFrame:
-    """One row per run of the paper: what its published records say at the paper's full budget, and what it reports.
-
-    The column "agrees" is ``paper.Status.agrees``. Below stands the counting yardstick, fitted on the same text and
-    scored on the same tokens, where the corpus can be had; a row each where the runs are tested on different numbers of
-    windows or different corpora.
-
-    Raises:
-        KeyError: for an unknown label.
-    """
-    rows, labels, yardstick = {}, {paper.run(label).label for label in labels}, {}
-    chosen = [r for r in paper.RUNS if r.label in labels]
-    for line in paper.status(records()):
-        if line.label in labels:
-            rows[line.label] = {
-                "ours": plus_minus(recorded(line.label)) if line.seeds else "",
-                "seeds": f"{line.seeds}",
-                "whole split": "" if line.whole is None else f"{line.whole:.3f}",
-                "paper's figure": f"{line.paper:.3f}",
-                "difference": "" if line.mean is None else f"{line.mean - line.paper:+.3f}",
-                "agrees": {None: "", True: "yes", False: "no"}[line.agrees],
-            }
-    tests = {(r.corpus, r.training.eval_windows): r for r in chosen}  # what is scored, but for the first characters
-    for (corpus, windows), run in tests.items():
-        if (model := _counted_as(corpus, run.experiment(0).train_tokens)) is not None:
-            name, nll = model[0], model[1][run.model.context :]
-            what = "" if len(tests) == 1 else f", {run.label if run.group == 'words' else f'{windows // 1000}k'}"
-            yardstick[f"{name}{what}"] = {"ours": f"{nll[:windows].mean():.3f}", "whole split": f"{nll.mean():.3f}"}
-    rows |= {name: dict.fromkeys(next(iter(rows.values())), "") | row for name, row in yardstick.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL ± s.d.")
-
-
 @cache
-def _counted_as(corpus: str, train_tokens: int | None) -> tuple[str, Tensor] | None:
-    """``counted`` on the text that a run of the paper reads; None where the corpus cannot be had."""
-    try:
-        return counted(load_corpus(corpus).head(train=train_tokens))
-    except CorpusUnavailable:
-        return None
+def judged() -> tuple[verdicts.Verdict, ...]:
+    """All verdicts, from the published records."""
+    return tuple(verdicts.judge(evidence()))
 
 
-def verdict(claim: str) -> str:
-    """What the published records say of a claim of the paper, as Markdown: verdict, test, effects, intervals.
+def verdict(claim: str, reading: verdicts.Reading = "paper") -> pd.DataFrame:
+    """What the published records say of a claim: a row a contrast, with its 95 % interval and corrected p.
 
     Raises:
-        KeyError: for an unknown claim.
+        KeyError: for a claim or a reading that was not tested.
     """
-    judgements = {j.claim.id: j for j in paper.judge(records())}
-    if claim not in judgements:
-        raise KeyError(f"no claim is called {claim!r}; there are {', '.join(judgements)}")
-    judged = judgements[claim]
-    lines = [
-        f"**{claim}, *{judged.claim.statement}*: {judged.verdict}.** Tested: {judged.claim.asks} "
-        "{numref}`ch-verdicts` says how verdicts are reached.",
-        "",
-    ]
-    for f in judged.findings:
-        theirs = "" if f.contrast.paper is None else f"; the paper's single runs: {signed(f.contrast.paper)}"
-        seeds = f"{f.n} seeds {'paired' if f.contrast.paired else 'a side'}"
-        lines.append(
-            f"- {f.contrast.says}: {signed(f.effect)} nats, 95 % interval {signed(f.low)} to {signed(f.high)}, "
-            f"over {seeds}; p = {f.p:.2g} after Holm's correction{theirs}"
-            + (", above the interval" if f.below_papers else "")
-        )
-    return "\n".join(lines)
+    chosen = [v for v in judged() if (v.claim, v.reading) == (claim, reading)]
+    if not chosen:
+        raise KeyError(f"no verdict on {claim!r} as {reading!r}; see slmlib.verdicts.CONTRASTS")
+    rows = {
+        f"{m.says}{', ' if m.note else ''}{m.note}": {
+            "effect": signed(m.estimate.effect),
+            "95 % interval": f"{signed(m.estimate.low)} to {signed(m.estimate.high)}",
+            "p": f"{m.estimate.p:.2g}",
+            "seeds": f"{m.estimate.n}",
+            "paper": "" if m.paper is None else signed(m.paper),
+            "verdict": v.verdict,
+        }
+        for v in chosen
+        for m in v.contrasts
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns=f"{claim}, nats")
+
+
+ORDER = {"character": 7, "word": 5}  # of the counting model that stands for all of them: the best on validation
+
+
+def counted(corpus: Corpus) -> tuple[str, Tensor]:
+    """The yardstick that needs no training: modified Kneser-Ney of order 7 on characters, of 5 on words.
+
+    Returns:
+        Its name, and its NLL in nats of each token of the test split.
+    """
+    order = ORDER[corpus.vocabulary.unit]
+    model = KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
+    return f"counting {order}", model.nll(corpus.test)
+
+
+def yardsticks(
+    corpus: Corpus, training: TrainingConfig, orders: Iterable[int] = (1, 2, 7), split: str = "test"
+) -> dict[str, float]:
+    """NLL in nats of counting models (modified Kneser-Ney), by name, on the tokens that a run is scored on."""
+    levels = {}
+    for n in orders:
+        nll = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train).nll(getattr(corpus, split))
+        scored = nll[CONTEXT:][: training.eval_windows][:: training.eval_stride]
+        levels[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = scored.mean().item()
+    return levels
+
+
+def sample(model: nn.Module, corpus: Corpus, n: int = 200) -> str:
+    """What the model writes after an opening, a speaker's name in Shakespeare: the opening and n tokens more.
+
+    Test text before the opening fills the window, as in training; temperature 0.8, the chapters' seed.
+    """
+    opening = corpus.vocabulary.encode("\nThe " if corpus.stands_in_for else "\nROMEO:\n")
+    before = corpus.test[: CONTEXT - 8]
+    ids = torch.cat((before, opening))
+    text = generate(model, ids, n, temperature=0.8, generator=random_stream(seed(), "text"))
+    return corpus.vocabulary.decode(text[len(before) + 1 :])  # without the newline before the opening
 
 
 def change(
@@ -258,10 +315,17 @@ def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, l
     return {e * windows: list(losses) for e, losses in enumerate(zip(*curves, strict=True), 1)}
 
 
-def with_interval(values: Sequence[float]) -> str:
-    """Signed mean ± half its 95 % interval (Student's t), as text; the value alone where there is one."""
-    half = f" ± {figures.interval(values):.3f}" if len(values) > 1 else ""
-    return f"{signed(mean(values))}{half}"
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, as text: −0.012."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def with_interval(values: Sequence[float] | Estimate, digits: int = 3) -> str:
+    """A mean, or an estimate, and its 95 % interval, as text: +0.062 (−0.008 to +0.132)."""
+    if not isinstance(values, Estimate):
+        half = half_interval(values)
+        values = Estimate(mean(values), mean(values) - half, mean(values) + half, 0.0, len(values), 0.0)
+    return f"{signed(values.effect, digits)} ({signed(values.low, digits)} to {signed(values.high, digits)})"
 
 
 def plus_minus(values: Iterable[float], digits: int = 3) -> str:
@@ -271,60 +335,6 @@ def plus_minus(values: Iterable[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-ORDER = {"character": 7, "word": 5}  # of the counting model that stands for all of them: the best on validation
-
-
-def counted(corpus: Corpus) -> tuple[str, Tensor]:
-    """The yardstick that needs no training: modified Kneser-Ney of order 7 on characters, of 5 on words.
-
-    Returns:
-        Its name, and its NLL in nats of each token of the test split.
-    """
-    order = ORDER[corpus.vocabulary.unit]
-    model = KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
-    return f"Kneser-Ney {order}", model.nll(corpus.test)
-
-
-def yardsticks(
-    corpus: Corpus, training: TrainingConfig, orders: Iterable[int] = (1, 2, 7)
-) -> dict[str, dict[str, float]]:
-    """NLL of counting models (modified Kneser-Ney) on the very tokens that a run with ``training`` is scored on.
-
-    Returns:
-        ``{"valid": {"unigram": nll, "bigram": nll}, "test": …}``, in nats; higher orders are called "3-gram" and so on.
-    """
-    levels: dict[str, dict[str, float]] = {"valid": {}, "test": {}}
-    for n in orders:
-        model = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train)
-        for split, by_name in levels.items():
-            scored = model.nll(getattr(corpus, split))[CONTEXT:][: training.eval_windows][:: training.eval_stride]
-            by_name[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = scored.mean().item()
-    return levels
-
-
-def sample(model: nn.Module, corpus: Corpus, n: int = 200) -> str:
-    """What the model writes after an opening, a speaker's name in Shakespeare: the opening and n tokens more.
-
-    Test text before the opening fills the window, as in training; temperature 0.8, the chapters' seed.
-    """
-    opening = corpus.vocabulary.encode("\nThe " if corpus.stands_in_for else "\nROMEO:\n")
-    before = corpus.test[: CONTEXT - 8]
-    ids = torch.cat((before, opening))
-    text = generate(model, ids, n, temperature=0.8, generator=random_stream(seed(), "text"))
-    return corpus.vocabulary.decode(text[len(before) + 1 :])  # without the newline before the opening
-
-
-def say(markdown: str) -> None:
-    """Show a paragraph of Markdown: prose that quotes what the run measured."""
-    display(Markdown(markdown))
-
-
-def listed(items: Iterable[object]) -> str:
-    """As a list in a sentence: a, b and c."""
-    *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def quote(key: str, value: object) -> None:
     """Keep a figure or a paragraph of Markdown under a key, for other pages of the built book to show."""
     try:
@@ -332,8 +342,3 @@ def quote(key: str, value: object) -> None:
     except ImportError:  # it comes with the book's tools, which a notebook on its own does without
         return
     glue(key, Markdown(value) if isinstance(value, str) else value, display=False)
-
-
-def findings_apply(corpus: Corpus) -> bool:
-    """Whether a chapter asserts its findings: at the ``reduced`` budget, where they were tried, on its own corpus."""
-    return budget() == "reduced" and not corpus.stands_in_for

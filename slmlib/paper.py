@@ -1,21 +1,16 @@
-"""The paper's runs and claims: S. S. Bhatti, arXiv 2512.20877 (2025); and the test that each claim gets here.
+"""The paper's 20 runs: S. S. Bhatti, arXiv 2512.20877 (2025); and how ours compare with them.
 
 Configurations are read off the paper and its public notebook; parameters, FLOPs and test NLL are its
 own figures, one seed each. Its FLOP figure is 2 · parameters · T · windows · epochs for every architecture.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import copysign, inf, isnan, sqrt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Literal
-
-import numpy as np
-from scipy import stats
 
 from .experiments import Experiment, Record, Store
-from .flops import flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
+from .stats import prediction_half
 from .training import TrainingConfig
 
 
@@ -164,11 +159,26 @@ class Status:
     paper: float
 
     @property
-    def agrees(self) -> bool | None:
-        """Whether the mean is within ``AGREE``, or 3 s.d., of the paper's figure; None below two seeds."""
-        if self.mean is None or self.sd is None:
-            return None
-        return abs(self.mean - self.paper) <= max(AGREE, 3 * self.sd)
+    def difference(self) -> float | None:
+        """Our mean minus the paper's figure; None without records."""
+        return None if self.mean is None else self.mean - self.paper
+
+    def agrees(self) -> dict[str, bool]:
+        """By three rules, each alone: ``AGREE`` nats, three s.d., the 95 % prediction interval for one further run.
+
+        Empty below two seeds.
+        """
+        if self.sd is None:
+            return {}
+        predicted = prediction_half(self.sd, self.seeds)
+        within = {f"{AGREE} nats": AGREE, "3 s.d.": 3 * self.sd, "95 % prediction": predicted}
+        return {rule: abs(self.difference) <= limit for rule, limit in within.items()}
+
+
+def agreement(found: Records) -> dict[str, int]:
+    """How many of the 20 runs agree with the paper's figures, by rule."""
+    by_run = [line.agrees() for line in status(found)]
+    return {rule: sum(run.get(rule, False) for run in by_run) for rule in next(filter(None, by_run), {})}
 
 
 def status(found: Records) -> list[Status]:
@@ -189,267 +199,3 @@ def status(found: Records) -> list[Status]:
             )
         )
     return lines
-
-
-def _test(record: Record) -> float:
-    return record.test_nll
-
-
-def _valid(epoch: int) -> Callable[[Record], float]:
-    return lambda record: record.valid[epoch - 1]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A weighted sum of losses that is positive if a claim is true: the worse minus the better, say.
-
-    Runs with the same context draw the same windows for the same seed, epoch by epoch as long as both go on: they,
-    and epochs of one run, are compared seed by seed (a paired t test). Others are compared by Welch's t test.
-    """
-
-    says: str
-    terms: tuple[tuple[float, str, Callable[[Record], float]], ...]  # weight, label, what is read off a record
-    paper: float | None = None  # what the paper's single runs give, where they give it
-    paired: bool = True
-
-
-def _worse(worse: str, better: str, paired: bool = True) -> Contrast:
-    figure = run(worse).test_nll - run(better).test_nll
-    return Contrast(f"{worse} − {better}", ((1, worse, _test), (-1, better, _test)), figure, paired)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of the paper, and the contrasts that must all be above zero if it holds."""
-
-    id: str
-    statement: str
-    evidence: str  # the paper's own
-    contrasts: tuple[Contrast, ...]
-    asks: str  # what is tested, and why that is a test of the claim
-
-
-#: After which epoch the paper's validation loss of the word-level runs is best.
-BEST_EPOCHS = {"Penn Treebank": 2, "WikiText-2": 1}
-
-_ATTENTION, _MLP = (flops_per_window(run(label).model, 65) for label in ("Self-attention", "MLP"))
-#: What two epochs of the paper's block of attention cost, in those that three of its MLP do; in FLOPs as needed.
-TWO_EPOCHS = 2 * _ATTENTION / (3 * _MLP)
-
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "C1",
-        "Nonlinear models dramatically outperform the linear baseline",
-        "3.05 → 2.32 → 2.13 → 2.01 nats, linear to transformer",
-        tuple(_worse("Linear", label) for label in ("MLP", "Self-attention", "Transformer")),
-        "Each of the three nonlinear models of the main table has the lower test loss. (The attention models have a "
-        "fourth epoch. How dramatic it is, the effect says.)",
-    ),
-    Claim(
-        "C2",
-        "Attention dominates MLPs per FLOP even at small scale",
-        "test loss against 2 · parameters · T · windows, for every architecture alike",
-        (
-            Contrast(
-                "MLP after 3 epochs − Self-attention after 2 (validation)",
-                ((1, "MLP", _valid(3)), (-1, "Self-attention", _valid(2))),
-            ),
-        ),
-        "One block of attention has the lower validation loss after 2 epochs, which by the FLOPs needed cost "
-        f"{TWO_EPOCHS:.0%} of the 3 of the paper's MLP. Not tested: other MLPs, and the cost as written, by which one "
-        "epoch of this attention costs more than all three of that MLP.",
-    ),
-    Claim(
-        "C3",
-        "More depth without sufficient optimisation degrades",
-        "2.280 with three layers, 2.308 with four",
-        (_worse("Transformer L=4", "Transformer L=3"),),
-        "Four layers have a higher test loss than three after the same 60,000 windows.",
-    ),
-    Claim(
-        "C4",
-        "More context without sufficient optimisation degrades",
-        "the linear model: 2.51 → 2.70 → 3.05 at 32, 64, 128 characters",
-        (_worse("Linear T=64", "Linear T=32", paired=False), _worse("Linear T=128", "Linear T=64", paired=False)),
-        "Each doubling of the linear model's context raises its test loss after 60,000 windows.",
-    ),
-    Claim(
-        "C5",
-        "Rotary positions underperform learned ones in the small regime",
-        "2.010 against 1.974",
-        (_worse("RoPE", "Learned positions"),),
-        "The model with rotary positions has the higher test loss after the same 400,000 windows.",
-    ),
-    Claim(
-        "C6",
-        "Capacity must match compute: more parameters need more optimisation steps",
-        "MLPs 128, 256, 512 wide: 2.548 → 2.512 → 2.500",
-        (
-            Contrast(
-                "gain 128 → 256 − gain 256 → 512",
-                ((1, "MLP h=128", _test), (-2, "MLP h=256", _test), (1, "MLP h=512", _test)),
-                run("MLP h=128").test_nll - 2 * run("MLP h=256").test_nll + run("MLP h=512").test_nll,
-            ),
-            Contrast(
-                "second epoch's gain, h = 512 − h = 128 (validation)",
-                (
-                    (1, "MLP h=512", _valid(1)),
-                    (-1, "MLP h=512", _valid(2)),
-                    (-1, "MLP h=128", _valid(1)),
-                    (1, "MLP h=128", _valid(2)),
-                ),
-            ),
-        ),
-        "Under a fixed number of steps the second doubling of the width buys less than the first, and a second epoch "
-        "buys the widest model more (in validation loss) than the narrowest.",
-    ),
-    Claim(
-        "C7",
-        "Word-level training under the cap overfits early; early stopping is what holds it",
-        "validation is best after epoch 2 (Penn Treebank) and 1 (WikiText-2) of 8",
-        tuple(
-            Contrast(
-                f"{label}: epoch 8 − epoch {best} (validation)", ((1, label, _valid(8)), (-1, label, _valid(best)))
-            )
-            for label, best in BEST_EPOCHS.items()
-        ),
-        "On both corpora the validation loss after the last epoch is above that after the paper's best epoch. How "
-        "early ours is, the best epochs say.",
-    ),
-)
-
-Verdict = Literal["holds", "does not hold", "cannot be told apart from noise", "not enough records"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the records say of one contrast."""
-
-    contrast: Contrast
-    n: int  # seeds
-    effect: float  # nats
-    low: float  # of the 95 % interval of the effect, not corrected
-    high: float
-    spread: float  # standard deviation of what one run of each shows; of one seed, where they are paired
-    p: float  # two-sided, corrected over all contrasts of all claims
-
-    @property
-    def d(self) -> float:
-        """The effect over that standard deviation."""
-        return self.effect / self.spread if self.spread else copysign(inf, self.effect)
-
-    @property
-    def below_papers(self) -> bool:
-        """Whether the interval lies below the paper's own figure, where it gives one."""
-        return self.contrast.paper is not None and self.high < self.contrast.paper
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A claim, what was found of each of its contrasts, and the verdict."""
-
-    claim: Claim
-    findings: tuple[Finding, ...]
-    verdict: Verdict
-
-
-LEVEL = 0.05  # of the tests
-
-
-def holm(p: Mapping) -> dict:
-    """p values after Holm's step-down correction, by the same keys (Holm, 1979); NaN, undefined, counts as 1."""
-    adjusted, highest = {}, 0.0
-    p = {key: 1.0 if isnan(value) else value for key, value in p.items()}
-    for i, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, (len(p) - i) * value))
-        adjusted[key] = highest
-    return adjusted
-
-
-def judge(
-    found: Records, claims: Sequence[Claim] = CLAIMS, correct: Callable[[Mapping], Mapping] = holm
-) -> list[Judgement]:
-    """A verdict on each claim.
-
-    A claim *holds* if all its contrasts are above zero, *does not hold* if one is below zero, each at ``LEVEL``
-    after the correction over all contrasts of all claims. Otherwise it *cannot be told apart from noise*; and where
-    a contrast has fewer than two seeds there are *not enough records*.
-
-    Args:
-        found: records of the paper's runs.
-        claims: what to judge.
-        correct: makes corrected p values of raw ones, by contrast; Holm's (1979) method.
-    """
-    raw = {c: _measure(c, found) for claim in claims for c in claim.contrasts}
-    adjusted = correct({c: 1.0 if f is None else f.p for c, f in raw.items()})  # what is still to come counts too
-    judged = []
-    for claim in claims:
-        findings = tuple(replace(raw[c], p=adjusted[c]) for c in claim.contrasts if raw[c] is not None)
-        told = [f.p <= LEVEL for f in findings]
-        if len(findings) < len(claim.contrasts):
-            verdict = "not enough records"
-        elif any(f.effect < 0 and t for f, t in zip(findings, told, strict=True)):
-            verdict = "does not hold"
-        elif all(f.effect > 0 and t for f, t in zip(findings, told, strict=True)):
-            verdict = "holds"
-        else:
-            verdict = "cannot be told apart from noise"
-        judged.append(Judgement(claim, findings, verdict))
-    return judged
-
-
-def _measure(contrast: Contrast, found: Records) -> Finding | None:
-    """The contrast's effect, interval and uncorrected p; None with fewer than two seeds."""
-    if contrast.paired:
-        seeds = sorted(set.intersection(*(set(found[label]) for _, label, _ in contrast.terms)))
-        values = [sum(w * read(found[label][s]) for w, label, read in contrast.terms) for s in seeds]
-        if len(values) < 2:
-            return None
-        result, effect, spread, n = stats.ttest_1samp(values, 0.0), mean(values), stdev(values), len(values)
-    else:
-        (w1, worse, read1), (w2, better, read2) = contrast.terms
-        a = [w1 * read1(r) for r in found[worse].values()]
-        b = [-w2 * read2(r) for r in found[better].values()]
-        if min(len(a), len(b)) < 2:
-            return None
-        result, effect = stats.ttest_ind(a, b, equal_var=False), mean(a) - mean(b)
-        spread, n = sqrt(np.var(a, ddof=1) + np.var(b, ddof=1)), min(len(a), len(b))
-    if not spread:  # all the same: SciPy divides zero by zero where they are equal to nothing
-        return Finding(contrast, n, effect, effect, effect, 0.0, 0.0 if effect else 1.0)
-    low, high = result.confidence_interval(0.95)
-    return Finding(contrast, n, effect, float(low), float(high), float(spread), float(result.pvalue))
-
-
-def scoreboard(found: Records, beside: Mapping[str, tuple[str, str, str]] | None = None) -> str:
-    """The verdicts as a Markdown table, a row per claim: the claim, the verdict, our evidence, the paper's.
-
-    Where records are still missing, a line below says how many there are of how many.
-
-    Args:
-        found: records of the paper's runs.
-        beside: for a claim, by its id, what the verdict is of; a further one, from other records; its evidence.
-    """
-    judged = judge(found)
-    lines = ["| | the paper's claim | verdict | ours, nats | the paper's evidence |", "|---|---|---|---|---|"]
-    for j in judged:
-        ours = "; ".join(f"{f.contrast.says}: {with_ends(f.effect, f.low, f.high)}" for f in j.findings)
-        verdict = f"**{j.verdict}**"
-        if j.claim.id in (beside or {}):
-            of, further, evidence = beside[j.claim.id]
-            verdict = f"{of}: {verdict}; {further}"
-            ours = "; ".join(filter(None, (ours, evidence)))
-        lines.append(f"| {j.claim.id} | {j.claim.statement} | {verdict} | {ours} | {j.claim.evidence} |")
-    there, wanted = sum(map(len, found.values())), sum(r.seeds for r in RUNS)
-    if there < wanted:
-        lines += ["", f"*From {there} of {wanted} runs; the others are still to be made.*"]
-    return "\n".join(lines) + "\n"
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, as text: −0.012."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def with_ends(value: float, low: float, high: float) -> str:
-    """A signed number and its interval, as text: +0.062 (−0.008 to +0.132)."""
-    return f"{signed(value)} ({signed(low)} to {signed(high)})"

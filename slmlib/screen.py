@@ -1,0 +1,104 @@
+"""The first screen, of README and intro alike: what was found, in numbers from records."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from . import frontier, paper
+from .flops import as_text
+from .stats import corrected
+from .verdicts import CLAIMS, Evidence, Verdict, headline, judge
+
+#: Where each claim is taken up.
+CHAPTERS = {"C1": "3, 4", "C2": "5, 11", "C3": "8", "C4": "3, 8", "C5": "7", "C6": "4", "C7": "9"}
+_SIGNS = {"holds": "✓", "does not hold": "✗", "no effect of that size": "✗", "too few records": "–"}
+
+
+def table(judged: list[Verdict]) -> str:
+    """The verdicts as a Markdown table, a row a claim: a sign, and the effect of the weakest test in nats."""
+    lines = [
+        "| | the paper's claim | as the paper ran it | at equal compute | each at its best | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim, (name, _) in CLAIMS.items():
+        cells = []
+        for reading in ("paper", "equal compute", "optimised"):
+            asked = [v for v in judged if (v.claim, v.reading) == (claim, reading) and v.weakest]
+            cells.append(_cell(min(asked, key=lambda v: v.weakest.effect)) if asked else "–")
+        lines.append(f"| {claim} | {name} | {' | '.join(cells)} | {CHAPTERS[claim]} |")
+    return "\n".join(lines)
+
+
+def _cell(verdict: Verdict) -> str:
+    effect = verdict.weakest.effect
+    number = "0.00" if abs(effect) < 0.005 else f"{effect:+.2f}".replace("-", "−")
+    return f"{_SIGNS.get(verdict.verdict, '≈')} {number}"
+
+
+def numbers(evidence: Evidence, counting: float) -> dict[str, float]:
+    """``verdicts.headline``, held to what the first screen says of it in words.
+
+    Raises:
+        AssertionError: where a sentence of the first screen is no longer so.
+    """
+    found, judged = headline(evidence, counting), judge(evidence)
+    words = {v.claim: v.verdict for v in judged if v.reading == "paper"}
+    c2 = {v.flops: v.verdict for v in judged if v.flops}
+    assert sorted(c for c, word in words.items() if word == "holds") == ["C1", "C4", "C5", "C7"], words
+    assert words["C2"] == "depends on the count", words
+    assert {words["C3"], words["C6"]} == {"no effect of that size", "does not hold"}, words
+    assert c2[1e11] == "does not hold" and c2[1e13] == "not significant", c2
+    assert "holds" not in c2.values() and abs(found["lead_last"]) < 0.01, c2
+    assert found["counting"] < found["best_network"] - 0.1
+    assert found["short_loss"] < found["paper_best"] and found["short_share"] < 0.05
+    assert found["long_loss"] > found["short_loss"] + 0.3 and found["rates_apart"] >= 30
+    dear, cheaper = ({c.flops: c.estimate for c in every_position(evidence)}[b] for b in (1e13, 3e12))
+    assert dear.sign > 0 > cheaper.sign, (dear, cheaper)
+    assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
+    return found
+
+
+def every_position(evidence: Evidence) -> list[frontier.Comparison]:
+    """Loss of the best MLP minus that of the transformer trained on every position, for equal needed FLOPs."""
+    made = frontier.compare(evidence.cells, frontier.of("MLP"), frontier.of("Every position"))
+    return [replace(c, estimate=e) for c, e in zip(made, corrected([c.estimate for c in made]), strict=True)]
+
+
+def fill(template: str, evidence: Evidence, counting: float) -> str:
+    """The first screen's text with its numbers and its table."""
+    found = numbers(evidence, counting)
+    return template.format(**found, table=table(judge(evidence)), short_budget_text=as_text(found["short_budget"]))
+
+
+def emblem(evidence: Evidence) -> tuple[dict, dict]:
+    """What the book's first figure shows, whole test split against needed FLOPs.
+
+    Returns:
+        For each architecture, budget by budget, the losses of what validation chose; and the paper's character runs by
+        label, (FLOPs, mean loss).
+    """
+    lines = {}
+    for architecture in frontier.ARCHITECTURES:
+        families = frontier.of(architecture)
+        mine = [c for c in evidence.cells.values() if c.family in families]
+        budgets = frontier.budgets_of(evidence.cells, families)
+        lines[architecture] = {b: frontier.best_within(mine, b).losses for b in budgets}
+    points = {}
+    for run in paper.RUNS:
+        if run.group != "words":
+            records = evidence.paper[run.label].values()
+            points[run.label] = fmean(r.flops["counted"] for r in records), fmean(r.test_nll_whole for r in records)
+    return lines, points
+
+
+def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace what stands in a file between two marks.
+
+    Raises:
+        ValueError: if the file has not each of them once; names them.
+    """
+    there = path.read_text(encoding="utf-8")
+    if any(there.count(mark) != 1 for mark in marks):
+        raise ValueError(f"{path} must hold each of these lines once: {marks[0].strip()} and {marks[1].strip()}")
+    before, _, rest = there.partition(marks[0])
+    path.write_text(before + marks[0] + text + marks[1] + rest.partition(marks[1])[2], encoding="utf-8")

@@ -1,0 +1,156 @@
+"""Statistics of a few seeds: intervals, tests, corrections. Nothing here knows what the numbers are of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import copysign, inf, isnan, sqrt
+from statistics import fmean
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.05  # of every test
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference, its 95 % interval, and the p value of its being zero (two-sided)."""
+
+    effect: float
+    low: float
+    high: float
+    p: float
+    n: int  # seeds, of the smaller side
+    spread: float  # standard deviation of what one run of each shows; of one seed, where they are paired
+
+    @property
+    def d(self) -> float:
+        """The effect over that standard deviation."""
+        return self.effect / self.spread if self.spread else copysign(inf, self.effect)
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where it is significantly above or below zero, else 0."""
+        return int(copysign(1, self.effect)) if self.p <= LEVEL else 0
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of a mean, by Student's t; needs two values or more."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def paired(differences: Sequence[float]) -> Estimate | None:
+    """The mean of differences, seed by seed, by the one-sample t test; None for fewer than two."""
+    if len(differences) < 2:
+        return None
+    spread = float(np.std(differences, ddof=1))
+    return _estimate(fmean(differences), spread / sqrt(len(differences)), len(differences) - 1, spread, differences)
+
+
+def unpaired(worse: Sequence[float], better: Sequence[float]) -> Estimate | None:
+    """The difference of two groups' means by Welch's t test (1947); None where one has fewer than two."""
+    if min(len(worse), len(better)) < 2:
+        return None
+    a, b = (np.var(group, ddof=1) / len(group) for group in (worse, better))
+    free = (a + b) ** 2 / (a**2 / (len(worse) - 1) + b**2 / (len(better) - 1)) if a + b else 1.0
+    spread = sqrt(a * len(worse) + b * len(better))
+    return _estimate(fmean(worse) - fmean(better), sqrt(a + b), free, spread, min(worse, better, key=len))
+
+
+def unpaired_pooled(
+    worse: Sequence[float], better: Sequence[float], like: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]
+) -> Estimate:
+    """``unpaired``, each side's variance pooled over groups that are taken to scatter alike.
+
+    Three seeds alone tell a standard deviation badly. The degrees of freedom are Satterthwaite's (1946).
+
+    Args:
+        worse, better: a loss of each seed.
+        like: for each side the groups, its own among them.
+    """
+    parts = []
+    for group, groups in zip((worse, better), like, strict=True):
+        free = sum(len(g) - 1 for g in groups)
+        parts.append((sum(np.var(g) * len(g) for g in groups) / free / len(group), free))
+    (a, free_a), (b, free_b) = parts
+    free = (a + b) ** 2 / (a**2 / free_a + b**2 / free_b)
+    spread = sqrt(a * len(worse) + b * len(better))
+    return _estimate(fmean(worse) - fmean(better), sqrt(a + b), free, spread, min(worse, better, key=len))
+
+
+def _estimate(effect: float, error: float, free: float, spread: float, seeds: Sequence[float]) -> Estimate:
+    if not error:  # all the same: equals are no evidence, and any other difference is beyond doubt
+        return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0)
+    half = float(stats.t.ppf(0.975, free)) * error
+    p = float(2 * stats.t.sf(abs(effect) / error, free))
+    return Estimate(float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread))
+
+
+def equivalence(differences: Sequence[float], margin: float) -> float:
+    """p of two one-sided t tests (Schuirmann, 1987): small if the mean difference is within ± ``margin``."""
+    at = {"popmean": -margin, "alternative": "greater"}, {"popmean": margin, "alternative": "less"}
+    return max(float(stats.ttest_1samp(differences, **one).pvalue) for one in at)
+
+
+def holm(p: Mapping) -> dict:
+    """p values after Holm's step-down correction, by the same keys (Holm, 1979); NaN, undefined, counts as 1."""
+    adjusted, highest = {}, 0.0
+    p = {key: 1.0 if isnan(value) else value for key, value in p.items()}
+    for i, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(p) - i) * value))
+        adjusted[key] = highest
+    return adjusted
+
+
+def corrected(estimates: Sequence[Estimate], wanted: int = 0) -> list[Estimate]:
+    """Estimates with Holm's p values, over as many tests as are ``wanted``: those still to come count as p = 1."""
+    p = {i: e.p for i, e in enumerate(estimates)} | {-i: 1.0 for i in range(1, 1 + wanted - len(estimates))}
+    adjusted = holm(p)
+    return [replace(e, p=adjusted[i]) for i, e in enumerate(estimates)]
+
+
+def prediction_half(sd: float, n: int) -> float:
+    """Half the 95 % prediction interval for one further value, around the mean of n with that s.d."""
+    return float(stats.t.ppf(0.975, n - 1) * sd * sqrt(1 + 1 / n))
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A fitted loss = a · (FLOPs / 10¹²)^(−b)."""
+
+    fitted: np.ndarray  # (2,): log a and −b
+    covariance: np.ndarray  # (2, 2)
+    free: int  # degrees of freedom of the noise
+    p: float  # the probability of deviations at least as large as these if it is the law; nan for two costs
+
+    def exponent(self) -> tuple[float, float, float]:
+        """b, with the ends of its 95 % interval."""
+        half = float(stats.t.ppf(0.975, self.free)) * self.covariance[1, 1] ** 0.5
+        return -self.fitted[1], -self.fitted[1] - half, -self.fitted[1] + half
+
+    def loss(self, cost: float) -> tuple[float, float]:
+        """What it says for a cost in FLOPs, and the standard error of that."""
+        x = np.array([1, np.log(cost / 1e12)])
+        said = float(np.exp(self.fitted @ x))
+        return said, said * float(x @ self.covariance @ x) ** 0.5
+
+
+def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: int) -> PowerLaw:
+    """Fit a power law of the cost (Kaplan et al., 2020, without a floor) to losses.
+
+    By least squares in the logarithm of the loss, each deviation in units of its standard error. The sum of their
+    squares, over n − 2, is held against an F distribution, as for independent deviations.
+
+    Args:
+        costs: (n,) in FLOPs, at least two.
+        losses: (n,) in nats.
+        errors: (n,) their standard errors.
+        free: the degrees of freedom of these.
+    """
+    errors = errors / losses  # of the logarithm
+    design = np.stack([np.ones(len(costs)), np.log(costs / 1e12)], axis=1)
+    solve = np.linalg.pinv(design / errors[:, None]) / errors  # (2, n): from log losses to coefficients
+    fitted = solve @ np.log(losses)
+    deviation = (np.log(losses) - design @ fitted) / errors
+    over = len(costs) - 2
+    p = float(stats.f.sf((deviation**2).sum() / over, over, free)) if over else float("nan")
+    return PowerLaw(fitted, (solve * errors**2) @ solve.T, free, p)

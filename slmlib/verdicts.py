@@ -1,0 +1,415 @@
+"""The paper's seven claims, each put to its tests: as the paper ran it, at equal compute, each model at its best.
+
+A claim is tested through *contrasts*: differences of losses that are above zero if it is true. All is computed from
+committed records. Losses are NLL in nats per token.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+from . import frontier, paper, studies
+from .experiments import RESULTS, Record, Store
+from .flops import flops_per_window
+from .frontier import Cells, Found
+from .models import TransformerConfig
+from .stats import LEVEL, Estimate, corrected, equivalence, holm, paired, unpaired
+
+Reading = Literal["paper", "equal compute", "optimised"]
+Word = Literal[
+    "holds", "does not hold", "depends on the count", "no effect of that size", "not significant", "too few records"
+]
+
+#: Each claim's short name, and the paper's words.
+CLAIMS = {
+    "C1": ("nonlinear beats linear", "Nonlinear models dramatically outperform the linear baseline"),
+    "C2": ("attention beats MLPs per FLOP", "Attention dominates MLPs per FLOP even at small scale"),
+    "C3": ("depth, too little trained, hurts", "More depth without sufficient optimisation degrades"),
+    "C4": ("context, too little trained, hurts", "More context without sufficient optimisation degrades"),
+    "C5": ("rotary positions lose when small", "Rotary positions underperform learned ones in the small regime"),
+    "C6": ("capacity must match compute", "Capacity must match compute: more parameters need more optimisation steps"),
+    "C7": (
+        "words under a cap overfit early",
+        "Word-level training under the cap overfits early; early stopping is what holds it",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All records that verdicts are computed from."""
+
+    paper: paper.Records
+    studies: Found  # of longer runs, and of every position scored
+    cells: Cells
+
+    @classmethod
+    def read(cls, folder: Path = RESULTS, published: bool = True) -> "Evidence":
+        """From a folder of stores; of the paper's runs as many seeds as are published."""
+        others = {
+            e: r for suite in ("depth-context", "positions", "words") for e, r in Store(folder / suite).found().items()
+        }
+        cells = frontier.cells(Store(folder / "frontier").found())
+        return cls(paper.records(Store(folder / "paper"), None if published else 100), others, cells)
+
+    def runs(self, label: str) -> Mapping[int, Record]:
+        """Records by seed: of a run of the paper by its label, or of another by the label in ``OTHERS``."""
+        if label in self.paper:
+            return self.paper[label]
+        wanted = {seed: OTHERS[label](seed) for seed in range(studies.SEEDS)}
+        return {seed: self.studies[run] for seed, run in wanted.items() if run in self.studies}
+
+    def without(self, seed: int) -> "Evidence":
+        """The same without one seed of the paper's runs."""
+        fewer = {label: {s: r for s, r in runs.items() if s != seed} for label, runs in self.paper.items()}
+        return replace(self, paper=fewer)
+
+
+def _followed(**change: int) -> Callable[[int], studies.Experiment]:
+    return lambda seed: studies.followed(TransformerConfig(**change), seed)
+
+
+#: Runs beyond the paper's that contrasts are made of, each by seed.
+OTHERS: dict[str, Callable[[int], studies.Experiment]] = {
+    **{f"Transformer, {T} characters": _followed(context=T) for T in studies.CONTEXTS},
+    **{f"Transformer, {n} blocks, 80k windows": _followed(layers=n) for n in studies.DEPTHS},
+    "Learned positions, every position scored": lambda seed: studies.every_position("learned", seed),
+    "RoPE, every position scored": lambda seed: studies.every_position("rope", seed),
+    "Penn Treebank, whole text": studies.uncapped,
+}
+
+
+class Read(NamedTuple):
+    """What is read off a record, as a word for tables and a function."""
+
+    what: str
+    of: Callable[[Record], float]
+
+
+TEST = Read("test", lambda record: record.test_nll)
+WHOLE = Read("whole test split", lambda record: record.test_nll_whole)
+#: After the last epoch; the kept weights' where a record does not say.
+LAST = Read("test, last epoch", lambda r: r.test_nll if r.test_nll_last is None else r.test_nll_last)
+
+
+GAIN = Read("second epoch's gain in validation", lambda record: record.valid[0] - record.valid[1])
+
+
+def _valid(epoch: int) -> Read:
+    return Read(f"validation, epoch {epoch}", lambda record: record.valid[epoch - 1])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A loss minus another, above zero if a claim is true: of two runs, or of one at two times.
+
+    Runs with the same context draw the same windows for the same seed, epoch by epoch as long as both go on: they,
+    and epochs of one run, are compared seed by seed. Others are two groups, compared by Welch's t test.
+    """
+
+    worse: tuple[str, Read]  # label of a run, what is read
+    better: tuple[str, Read]
+    paper: float | None = None  # what the paper's single runs give
+    paired: bool = True
+    note: str = ""
+
+    @property
+    def says(self) -> str:
+        (a, read_a), (b, read_b) = self.worse, self.better
+        if a == b:
+            return f"{a}: {read_a.what} − {read_b.what}"
+        reads = {read_a.what, read_b.what}
+        if reads == {"test"}:
+            return f"{a} − {b}"
+        return f"{a} − {b} ({read_a.what})" if len(reads) == 1 else f"{a}, {read_a.what} − {b}, {read_b.what}"
+
+    def values(self, evidence: Evidence) -> tuple[list[float], list[float]]:
+        """Of both sides, by seed where they are paired."""
+        (a, read_a), (b, read_b) = self.worse, self.better
+        worse, better = evidence.runs(a), evidence.runs(b)
+        if self.paired:
+            seeds = sorted(set(worse) & set(better))
+            worse, better = ({s: runs[s] for s in seeds} for runs in (worse, better))
+        return [read_a.of(r) for r in worse.values()], [read_b.of(r) for r in better.values()]
+
+    def measure(self, evidence: Evidence) -> Estimate | None:
+        """Its effect with an uncorrected p; None with fewer than two seeds."""
+        a, b = self.values(evidence)
+        return paired([x - y for x, y in zip(a, b, strict=True)]) if self.paired else unpaired(a, b)
+
+
+def _worse(worse: str, better: str, read: Read = TEST, paired: bool = True, note: str = "") -> Contrast:
+    reported = read is TEST and {worse, better} <= {r.label for r in paper.RUNS}
+    figure = paper.run(worse).test_nll - paper.run(better).test_nll if reported else None
+    return Contrast((worse, read), (better, read), figure, paired, note)
+
+
+def cost_ratio(label: str, epochs: int, ledger: str) -> float:
+    """FLOPs of so many epochs of a run of the paper's main table, over those of the three of its MLP."""
+    one, mlp = (flops_per_window(paper.run(name).model, 65, ledger) for name in (label, "MLP"))
+    return epochs * one / (3 * mlp)
+
+
+def _per_flop(label: str, epochs: int, ledger: str) -> Contrast:
+    note = f"at {cost_ratio(label, epochs, ledger):.2f} times the FLOPs, as {ledger}"
+    return Contrast(("MLP", _valid(3)), (label, _valid(epochs)), note=note)
+
+
+#: After which epoch the paper's validation loss of the word-level runs is best.
+BEST_EPOCHS = {"Penn Treebank": 2, "WikiText-2": 1}
+
+#: What is asked, claim by claim and reading by reading, of runs that are compared one with one.
+CONTRASTS: dict[tuple[str, Reading], tuple[Contrast, ...]] = {
+    ("C1", "paper"): tuple(_worse("Linear", label) for label in ("MLP", "Self-attention", "Transformer")),
+    ("C2", "paper"): (
+        _per_flop("Self-attention", 2, "needed"),
+        _per_flop("Self-attention", 1, "written"),
+        _per_flop("Transformer", 1, "needed"),
+        _per_flop("Transformer", 1, "written"),
+    ),
+    ("C3", "paper"): (_worse("Transformer L=4", "Transformer L=3"),),
+    ("C3", "optimised"): tuple(
+        _worse(f"Transformer, {more} blocks, 80k windows", "Transformer, 3 blocks, 80k windows", WHOLE)
+        for more in (4, 6)
+    ),
+    ("C4", "paper"): (
+        _worse("Linear T=64", "Linear T=32", paired=False),
+        _worse("Linear T=128", "Linear T=64", paired=False),
+    ),
+    ("C5", "paper"): (_worse("RoPE", "Learned positions"), _worse("RoPE", "Learned positions", WHOLE)),
+    ("C5", "optimised"): (
+        _worse("RoPE, every position scored", "Learned positions, every position scored", WHOLE),
+    ),
+    ("C6", "paper"): (_worse("MLP h=512", "MLP h=128", GAIN),),
+    ("C6", "equal compute"): tuple(
+        Contrast((f"MLP h={2 * h}", _valid(1)), (f"MLP h={h}", _valid(2)), note="for the same FLOPs")
+        for h in (256, 128)
+    ),
+    ("C7", "paper"): tuple(
+        contrast
+        for label, best in BEST_EPOCHS.items()
+        for contrast in (
+            Contrast((label, _valid(8)), (label, _valid(best))),
+            Contrast((label, LAST), (label, TEST)),
+        )
+    ),
+}  # fmt: skip
+
+#: What each claim's tests ask, as the paper ran it and otherwise.
+ASKS: dict[tuple[str, Reading], str] = {
+    ("C1", "paper"): "Each nonlinear model of the main table has the lower test loss.",
+    ("C1", "equal compute"): "The best nonlinear model is ahead of the best linear one at every budget.",
+    ("C2", "paper"): "The paper's attention has the lower validation loss where it has cost no more than its MLP. One "
+    "block and three, two ways to count.",
+    ("C2", "equal compute"): "The best attention model is ahead of the best MLP at this budget.",
+    ("C3", "paper"): "Four blocks have a higher test loss than three after the same 60,000 windows.",
+    ("C3", "equal compute"): "Three blocks have a higher test loss than one at every budget, each at its best.",
+    ("C3", "optimised"): "Four and six blocks have a higher test loss than three after 80,000 windows.",
+    ("C4", "paper"): "Each doubling of the linear model's context raises its test loss.",
+    ("C4", "optimised"): "At the largest budget, each at its own rate, the linear model with 128 characters is behind "
+    "that with 8.",
+    ("C5", "paper"): "Rotary positions have the higher test loss after the same 400,000 windows.",
+    ("C5", "optimised"): "They have it too where every position of a window is scored in training.",
+    ("C6", "paper"): "A second epoch buys the widest MLP more than the narrowest.",
+    ("C6", "equal compute"): "At equal FLOPs the narrower MLP, trained for longer, is ahead.",
+    ("C7", "paper"): "The last epoch is worse than the paper's best one in validation, and than the kept one in test.",
+}  # fmt: skip
+
+
+class Measured(NamedTuple):
+    """One contrast as the records have it; p is corrected over all contrasts of its reading."""
+
+    says: str
+    estimate: Estimate
+    paper: float | None = None
+    note: str = ""
+    values: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # of the two sides, by seed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim under one reading, and what was found."""
+
+    claim: str
+    reading: Reading
+    verdict: Word
+    contrasts: tuple[Measured, ...]
+    flops: float | None = None  # the budget, of C2 at equal compute
+
+    @property
+    def weakest(self) -> Estimate | None:
+        """Of the contrast with the smallest effect: a claim that holds does so by at least this."""
+        return min((m.estimate for m in self.contrasts), key=lambda e: e.effect, default=None)
+
+    def to_dict(self) -> dict:
+        """As JSON: the weakest contrast's effect and interval, and all contrasts."""
+        weakest = self.weakest
+        numbers = {k: getattr(weakest, k) if weakest else None for k in ("effect", "low", "high")}
+        every = [
+            {"says": m.says, **{k: getattr(m.estimate, k) for k in ("effect", "low", "high", "p", "n")}}
+            for m in self.contrasts
+        ]
+        budget = {} if self.flops is None else {"flops": self.flops}
+        return {"claim": self.claim, "reading": self.reading, "verdict": self.verdict, **numbers, **budget} | {
+            "contrasts": every
+        }
+
+
+def _word(found: Sequence[Measured], wanted: int) -> Word:
+    """*Holds* if all are significantly above zero; *does not hold* if one is below; *depends* if others are above.
+
+    Where none is, and an equivalence test excludes the paper's own effect, there is *no effect of that size*.
+    """
+    signs = [m.estimate.sign for m in found]
+    if len(found) < wanted:
+        return "too few records"
+    if min(signs) < 0:
+        return "depends on the count" if max(signs) > 0 else "does not hold"
+    if min(signs) > 0:
+        return "holds"
+    excluded = [
+        m.paper and equivalence([x - y for x, y in zip(*m.values, strict=True)], abs(m.paper)) <= LEVEL for m in found
+    ]
+    return "no effect of that size" if max(signs) == 0 and all(excluded) else "not significant"
+
+
+def judge(
+    evidence: Evidence,
+    correct: Callable[[Mapping], Mapping] = holm,
+    contrasts: Mapping[tuple[str, Reading], Sequence[Contrast]] = CONTRASTS,
+) -> list[Verdict]:
+    """Every verdict, claim by claim; of C2 at equal compute one for each budget.
+
+    Args:
+        evidence: the records.
+        correct: makes corrected p values of raw ones, by contrast; Holm's (1979) method. All contrasts of a reading
+            are corrected together, those still without records too.
+        contrasts: what is asked of single runs.
+    """
+    judged = []
+    for reading in ("paper", "optimised", "equal compute"):
+        asked = {c: contrast for (c, r), contrast in contrasts.items() if r == reading}
+        found = {c: [_measure(one, evidence) for one in some] for c, some in asked.items()}
+        at_best = _at_best(evidence.cells, reading)
+        flat = {(c, i): m for c, some in (found | at_best).items() for i, m in enumerate(some)}
+        p = correct({key: 1.0 if m is None else m.estimate.p for key, m in flat.items()})
+        for c, some in (found | at_best).items():
+            there = [m._replace(estimate=replace(m.estimate, p=p[c, i])) for i, m in enumerate(some) if m is not None]
+            judged.append(Verdict(c, reading, _word(there, max(1, len(some))), tuple(there)))
+        if reading == "equal compute":
+            for c in frontier.mlp_against_attention(evidence.cells):
+                one = _compared(c)
+                judged.append(Verdict("C2", reading, _word([one], 1), (one,), c.flops))
+    return sorted(judged, key=lambda v: (v.claim, ("paper", "equal compute", "optimised").index(v.reading)))
+
+
+def _measure(contrast: Contrast, evidence: Evidence) -> Measured | None:
+    estimate = contrast.measure(evidence)
+    if estimate is None:
+        return None
+    values = tuple(tuple(side) for side in contrast.values(evidence))
+    return Measured(contrast.says, estimate, contrast.paper, contrast.note, values)
+
+
+def _compared(c: frontier.Comparison) -> Measured:
+    says = f"{c.worse.family.name} − {c.better.family.name}"
+    return Measured(
+        says, c.estimate, note=f"{c.flops:.0e} FLOPs", values=(tuple(c.worse.losses), tuple(c.better.losses))
+    )
+
+
+def _at_best(cells: Cells, reading: Reading) -> dict[str, list[Measured]]:
+    """What is asked of the best of several models, chosen by validation."""
+    one, three, linear = frontier.of("Self-attention"), frontier.of("Transformer"), frontier.of("Linear")
+    if reading == "equal compute":
+        nonlinear = frontier.of("MLP", *frontier.ATTENTION)
+        return {
+            "C1": [_compared(c) for c in frontier.compare(cells, linear, nonlinear)],
+            "C3": [_compared(c) for c in frontier.compare(cells, three, one)],
+        }
+    if reading == "optimised":
+        short, *_, long = linear
+        budgets = frontier.budgets_of(cells, [short, long])[-1:]
+        return {"C4": [_compared(c) for c in frontier.compare(cells, [long], [short], budgets)] if budgets else []}
+    return {}
+
+
+def doublings(evidence: Evidence) -> list[Measured]:
+    """What each doubling of the context costs the paper's transformer, in the loss on the whole test split.
+
+    Trained on 80,000 windows, as ``studies.depth_context`` does; p values are corrected among themselves.
+    """
+    asked = [
+        _worse(f"Transformer, {2 * T} characters", f"Transformer, {T} characters", WHOLE) for T in studies.CONTEXTS[:-1]
+    ]
+    found = [m for contrast in asked if (m := _measure(contrast, evidence)) is not None]
+    estimates = corrected([m.estimate for m in found])
+    return [m._replace(estimate=e) for m, e in zip(found, estimates, strict=True)]
+
+
+def spreads(evidence: Evidence) -> dict[str, tuple[float, float, float]]:
+    """Of each contrast that the paper gives a gap for: the gap, and one pair's standard deviation, two ways.
+
+    As if a pair shared its windows, as ours with the same seed do, and as if not. The author's notebook seeds once,
+    before all its runs, so that they did not.
+    """
+    rows = {}
+    for (claim, reading), contrasts in CONTRASTS.items():
+        for contrast in contrasts if reading == "paper" else ():
+            if contrast.paper is not None:
+                shared, apart = contrast.measure(evidence), unpaired(*contrast.values(evidence))
+                rows[f"{claim}: {contrast.says}"] = (contrast.paper, shared.spread, apart.spread)
+    return rows
+
+
+def headline(evidence: Evidence, counting: float) -> dict[str, float]:
+    """The numbers of the first screen: what was found, and what each line of advice rests on. Losses on the whole test.
+
+    Args:
+        evidence: the records.
+        counting: loss of the counting model on Tiny Shakespeare's whole test split.
+    """
+    cells = evidence.cells
+    agree = paper.agreement(evidence.paper)
+    characters = [r for r in paper.RUNS if r.group != "words"]
+    runs = {r.label: fmean(x.test_nll_whole for x in evidence.paper[r.label].values()) for r in characters}
+    best = min(characters, key=lambda r: runs[r.label])
+    best_cost = evidence.paper[best.label][0].flops["counted"]
+    mlps = [c for c in cells.values() if c.family.architecture == "MLP"]
+    chosen = [frontier.best_within(mlps, budget) for budget in frontier.BUDGETS]
+    best_losses = [r.test_nll_whole for r in evidence.paper[best.label].values()]
+    short = next(c for c in chosen if unpaired(best_losses, c.losses).low > 0)  # beyond chance
+    at = {c.flops: c for c in frontier.mlp_against_attention(cells)}
+    dear = 1e13
+    every, single = (
+        frontier.best_within((c for c in cells.values() if c.family.architecture in of), dear)
+        for of in (("Every position",), ("MLP", *frontier.ATTENTION))
+    )
+    rates = [cells[name, dear].rate for name in frontier.FAMILIES]
+    capped, whole = (
+        fmean(r.test_nll for r in runs.values())
+        for runs in (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))
+    )
+    gaps = spreads(evidence)
+    return {
+        "agree": agree["0.03 nats"],
+        "agree_sd": agree["3 s.d."],
+        "agree_predicted": agree["95 % prediction"],
+        "counting": counting,
+        "best_network": min(c.loss for c in cells.values()),
+        "paper_best": runs[best.label],
+        "short_context": short.family.context,
+        "short_loss": short.loss,
+        "short_budget": short.budget,
+        "short_share": short.budget / best_cost,
+        "lead_first": -at[1e11].estimate.effect,
+        "lead_last": -at[dear].estimate.effect,
+        "long_loss": cells["MLP T=128", short.budget].loss,
+        "rates_apart": max(rates) / min(rates),
+        "every": every.loss,
+        "single": single.loss,
+        "uncapped": capped - whole,
+        "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
+    }
