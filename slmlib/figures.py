@@ -26,7 +26,15 @@ MODELS = {
     "Transformer": ("#A84F7F", "D"),
     "Every position": ("#7A4FC2", "v"),
 }
-_SPARE = [("#0069A8", "s"), ("#C24E00", "o"), ("#007A59", "^"), ("#7A4FC2", "v"), ("#8A6500", "D"), ("#A84F7F", "P"), ("#767676", "X")]
+_SPARE = [
+    ("#0069A8", "s"),
+    ("#C24E00", "o"),
+    ("#007A59", "^"),
+    ("#7A4FC2", "v"),
+    ("#8A6500", "D"),
+    ("#A84F7F", "P"),
+    ("#767676", "X"),
+]
 #: The colour of a verdict.
 VERDICTS = {"holds": "#0069A8", "does not hold": "#C24E00"}
 

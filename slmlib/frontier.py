@@ -300,16 +300,10 @@ def crossing(there: Cells, one: str, other: str, ledger: Ledger = "needed") -> f
     return costs[since] if since else 0.0
 
 
-def law(there: Cells, architecture: str, last: int | None = None) -> PowerLaw:
-    """A power law of the cost through the test losses of an architecture's choices, each at its budget.
-
-    Args:
-        there: ``cells``.
-        architecture: of which all budgets that all its families have are taken.
-        last: only so many of them.
-    """
+def law(there: Cells, architecture: str) -> PowerLaw:
+    """A power law of the cost through the test losses of what validation chooses, at budgets that all families have."""
     families = of(architecture)
-    budgets = budgets_of(there, families)[:last]
+    budgets = budgets_of(there, families)
     chosen = [min((there[f.name, b] for f in families), key=lambda cell: cell.valid) for b in budgets]
     free = (SEEDS - 1) * len(families) * len(budgets)
     variance = sum(np.var(there[f.name, b].losses, ddof=1) for f in families for b in budgets)

@@ -127,12 +127,6 @@ class PowerLaw:
         half = float(stats.t.ppf(0.975, self.free)) * self.covariance[1, 1] ** 0.5
         return -self.fitted[1], -self.fitted[1] - half, -self.fitted[1] + half
 
-    def loss(self, cost: float) -> tuple[float, float]:
-        """What it says for a cost in FLOPs, and the standard error of that."""
-        x = np.array([1, np.log(cost / 1e12)])
-        said = float(np.exp(self.fitted @ x))
-        return said, said * float(x @ self.covariance @ x) ** 0.5
-
 
 def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: int) -> PowerLaw:
     """Fit a power law of the cost (Kaplan et al., 2020, without a floor) to losses.

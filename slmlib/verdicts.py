@@ -376,7 +376,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     characters = [r for r in paper.RUNS if r.group != "words"]
     runs = {r.label: fmean(x.test_nll_whole for x in evidence.paper[r.label].values()) for r in characters}
     best = min(characters, key=lambda r: runs[r.label])
-    best_cost = evidence.paper[best.label][0].flops["counted"]
+    best_cost = next(iter(evidence.paper[best.label].values())).flops["counted"]
     mlps = [c for c in cells.values() if c.family.architecture == "MLP"]
     chosen = [frontier.best_within(mlps, budget) for budget in frontier.BUDGETS]
     best_losses = [r.test_nll_whole for r in evidence.paper[best.label].values()]
