@@ -5,10 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 from test_paper import made_up
 
-from slmlib import LinearConfig, TrainingConfig, Windows, chapters, corpora, figures, paper
+from slmlib import LinearConfig, TrainingConfig, Windows, chapters, corpora, figures, paper, stats, verdicts
 from slmlib.corpora import CorpusDamaged, CorpusUnavailable
 from slmlib.experiments import Store
 from slmlib.ngrams import KneserNey
@@ -41,7 +40,6 @@ def test_a_chapter_without_its_corpus_goes_on_with_the_stand_in_under_a_banner(s
     (banner,) = shown
     assert "slm-banner" in banner.data and "no &lt;network&gt;; do this" in banner.data
     assert "corpus python-docs" in capsys.readouterr().out
-    assert not chapters.findings_apply(corpus)
 
 
 def test_a_damaged_corpus_is_an_error_in_a_chapter_too(shown, monkeypatch):
@@ -70,17 +68,26 @@ def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):
     assert "slm-banner" in shown[0].data and "mean nothing" in shown[0].data
 
 
-def test_a_list_in_a_sentence():
-    assert [chapters.listed(items) for items in ("a", "ab", (1, 2, 3))] == ["a", "a and b", "1, 2 and 3"]
-
-
-def test_findings_are_asserted_at_the_reduced_budget_only(monkeypatch):
-    corpus = corpora.load_corpus("python-docs")
-    for budget, asserted in (("smoke", False), ("reduced", True), ("paper", False)):
-        monkeypatch.setenv("SLMLIB_BUDGET", budget)
-        assert chapters.findings_apply(corpus) is asserted
-    monkeypatch.setenv("SLMLIB_BUDGET", "reduced")
-    assert not chapters.findings_apply(chapters.stand_in("tiny_shakespeare"))
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    "budget, stand_in, spoken",
+    [("smoke", False, ()), ("reduced", False, (False, True)), ("paper", False, (False,)), ("reduced", True, ())],
+)
+def test_sentences_and_findings_keep_silent_together(shown, monkeypatch, budget, stand_in, spoken, live):
+    """On a stand-in and at smoke altogether; what speaks of live runs but at the budget where it was tried."""
+    monkeypatch.setenv("SLMLIB_BUDGET", budget)
+    load = unavailable(CorpusUnavailable) if stand_in else lambda name: corpora.load_corpus("python-docs")
+    monkeypatch.setattr(chapters, "load_corpus", load)
+    chapters.start("tiny_shakespeare")
+    del shown[:]
+    chapters.say("so it is", live=live)
+    assert len(shown) == (live in spoken)
+    if live in spoken:
+        with pytest.raises(AssertionError, match="7"):
+            chapters.finding(False, 7, live=live)
+    else:
+        chapters.finding(False, 7, live=live)
+    chapters.finding(True, 7, live=live)
 
 
 @pytest.mark.parametrize("bad", ["-1", "x", "1.5"])
@@ -102,7 +109,7 @@ def live(monkeypatch):
     return chapters.rerun("Linear", chapters.stand_in("tiny_shakespeare"))
 
 
-def test_a_rerun_is_the_papers_run_at_the_budget_in_force(live):
+def test_a_rerun_is_the_papers_run_at_the_chapters_budget(live):
     run = paper.run("Linear")
     assert live.model.config == run.model
     assert live.training == run.training.at("smoke")
@@ -110,25 +117,15 @@ def test_a_rerun_is_the_papers_run_at_the_budget_in_force(live):
     assert 3 < live.test_nll < 6
 
 
-def test_the_table_leaves_the_paper_out_on_a_stand_in(live):
-    with_paper = chapters.table([live], corpora.load_corpus("python-docs"))
-    without = chapters.table([live], chapters.stand_in("tiny_shakespeare"))
-    assert with_paper.loc["Linear", "paper's figure"] == f"{paper.run('Linear').test_nll:.3f}"
-    assert set(with_paper.columns) - set(without.columns) == {"paper's figure"}
-    assert with_paper.loc["Linear", "windows seen"] == "0.3k of 150k"
-    assert without.loc["Linear", "windows seen"] == "0.3k"
-    assert 2 < float(without.loc["Linear", "whole split"]) < 6
-
-
-def test_the_tables_last_row_is_the_counting_model_on_the_same_tokens(live):
-    corpus = chapters.stand_in("tiny_shakespeare")
-    table = chapters.table([live], corpus)
-    nll = KneserNey(7, len(corpus.vocabulary)).fit(corpus.train).nll(corpus.test)
-    _, targets = Windows(corpus.test, 128)[torch.arange(0, 10_000, live.training.eval_stride)]
-    scored = slice(128, 10_128, live.training.eval_stride)
-    assert list(table.index) == ["Linear", "Kneser-Ney 7"] and torch.equal(corpus.test[scored], targets)
-    assert table.loc["Kneser-Ney 7", "this run"] == f"{nll[scored].mean():.3f}"
-    assert table.loc["Kneser-Ney 7", "parameters"] == ""
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_live_run_and_records_stand_in_one_table(live, monkeypatch, silent):
+    monkeypatch.setattr(chapters, "_findings", not silent)
+    table = chapters.compare({"here": live, "Linear T=32": chapters.records()["Linear T=32"].values()})
+    assert table.loc["here", "test NLL"] == f"{live.test_nll:.3f}" and table.loc["here", "seeds"] == "1"
+    assert table.loc["here", "paper"] == ("" if silent else f"{paper.run('Linear').test_nll:.3f}")
+    values = chapters.recorded("Linear T=32")
+    assert table.loc["Linear T=32", "test NLL"] == chapters.plus_minus(values)
+    assert table.loc["Linear T=32", "windows"] == "60,000" and table.loc["here", "parameters"] == "1,073,345"
 
 
 def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
@@ -147,51 +144,32 @@ def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
     assert len(seen) == 3 and all(torch.equal(targets, corpus.test[128:228]) for targets in seen)
 
 
-def test_the_papers_runs_are_complete_and_found_by_label():
-    assert len(paper.RUNS) == 20 == len({r.label for r in paper.RUNS})
-    for run in paper.RUNS:
-        assert paper.run(run.label) is run
-        context = run.model.context // 2 if run.group == "rope" else run.model.context  # half its own formula
-        flops = 2 * run.params * context * run.training.windows_per_epoch * run.training.epochs
-        assert run.reported_flops == pytest.approx(flops, rel=0.005)
-    with pytest.raises(KeyError, match="Self-attention"):
-        paper.run("Selfattention")
-
-
 HISTORY = History(step_losses=[4.0, 3.5, 3.2, 3.1], train=[3.75, 3.15], valid=[3.4, 3.2])
 
 
 def drawings():
-    h = {"Linear": HISTORY, "something else": HISTORY}
-    yield figures.loss_curves(h, windows_per_epoch=128, yardsticks={"bigram": 2.5})
-    yield figures.loss_against({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context T")
-    yield figures.loss_against_cost({"MLP": {"this run": (1e6, 2.3), "paper": (1e6, 2.4)}}, "parameters")
-    yield figures.dots({"complete": [2.0, 2.1, 2.2], "less": [2.5, 2.4, 2.6]}, "NLL", reference="complete")
-    yield figures.loss_against({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", log=False, reported={1: 3.0})
-    yield figures.dots({"H=1": [2.0]}, "NLL", reported={"H=1": 2.1})
-    yield figures.differences({"Linear": [0.01, -0.02], "MLP": []})
-    yield figures.effects({"C3": (0.02, -0.01, 0.05, 0.03, False), "C1": (0.7, 0.6, 0.8, None, True)})
-    yield figures.frontier(
-        {"MLP T=8": {1e11: [2.0, 2.1], 1e12: [1.9]}, "MLP T=16": {1e11: [2.2]}}, "FLOPs", {"7-gram": 1.7}
-    )
-    x = np.array([1e11, 1e12])
-    yield figures.bands(
-        {"needed": {"MLP": (x, x * 0 + 2, x * 0 + 1.9, x * 0 + 2.1)}, "written": {}}, "FLOPs", {"7-gram": 1.7}
-    )
+    seeds, one = {1e11: [2.0, 2.1], 1e12: [1.9]}, stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1)
+    yield figures.curves({"Linear": HISTORY, "something else": HISTORY}, 128, levels={"bigram": 2.5})
+    yield figures.lines({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context")
+    yield figures.lines({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", scale="linear", reported={1: 3.0})
+    yield figures.lines({"MLP": seeds}, "FLOPs", scale="log", points={"_a": (1e11, 2.5), "b": (1e12, 2.4)})
+    yield figures.emblem({"MLP": seeds, "Linear": seeds}, {"a": (1e11, 2.5), "b": (1e12, 2.4)}, 1.69)
+    yield figures.rows({"complete": [2.0, 2.1, 2.2], "less": [2.5]}, "NLL", reported={"less": 2.4})
+    yield figures.rows({"C3": one, "C1": one}, "nats", words={"C3": "open", "C1": "holds"}, zero=True, band=0.03)
+    yield figures.stacked({"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}, "FLOPs")
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
 
-def test_figures_draw_labelled_and_transparent():
+def test_figures_draw_labelled():
     with plt.rc_context(figures.STYLE):
         for figure in drawings():
             figure.canvas.draw()
-            assert all(ax.get_xlabel() or ax.get_title() or ax.get_title(loc="left") for ax in figure.axes)
-            assert figure.get_facecolor()[3] == 0
+            assert all(ax.get_xlabel() or ax.get_title() for ax in figure.axes)
             plt.close(figure)
 
 
 def test_loss_curves_draw_what_was_measured():
-    figure = figures.loss_curves({"Linear": HISTORY}, windows_per_epoch=128)
+    figure = figures.curves({"Linear": HISTORY}, windows_per_epoch=128)
     training, validation, *_ = figure.axes[0].lines
     np.testing.assert_allclose(training.get_ydata(), HISTORY.step_losses)
     np.testing.assert_allclose(training.get_xdata(), [64, 128, 192, 256])
@@ -200,42 +178,32 @@ def test_loss_curves_draw_what_was_measured():
 
 
 def test_a_line_over_seeds_goes_through_their_means_with_intervals():
-    figure = figures.loss_against({"ours": {1: [3.0, 3.2, 3.1], 2: [2.0]}}, "epoch", reported={2: 2.5})
+    figure = figures.lines({"ours": {1: [3.0, 3.2, 3.1], 2: [2.0]}}, "epoch", reported={2: 2.5})
     (ax,) = figure.axes
     container = ax.containers[0]
     np.testing.assert_allclose(container.lines[0].get_xydata(), [[1, 3.1], [2, 2.0]])
     low, high = container.lines[2][0].get_segments()[0][:, 1]
-    assert (high - low) / 2 == pytest.approx(figures.interval([3.0, 3.2, 3.1]))
+    assert (high - low) / 2 == pytest.approx(stats.half_interval([3.0, 3.2, 3.1]))
     drawn = [tuple(xy) for line in ax.lines for xy in line.get_xydata()]
     assert {(1, 3.0), (1, 3.2), (2, 2.5)} <= set(drawn)  # each seed, and the paper's figure
     plt.close(figure)
 
 
-def test_every_series_has_a_colour_of_its_own():
-    with pytest.raises(ValueError, match="20 series and 7 colours"):
-        figures.loss_against({f"series {i}": {1.0: 2.0} for i in range(20)}, "x")
+def test_lines_are_labelled_at_their_ends_and_no_more_than_five():
+    figure = figures.lines({"MLP": {1: 2.0, 2: 1.9}, "Linear": {1: 2.0, 4: 2.3}}, "x")
+    assert {text.get_text() for text in figure.axes[0].texts} == {"MLP", "Linear"}
+    plt.close(figure)
+    with pytest.raises(ValueError, match="6 lines"):
+        figures.lines({f"series {i}": {1.0: 2.0} for i in range(6)}, "x")
 
 
-def test_the_papers_marker_is_explained_wherever_it_first_stands():
-    figure = figures.dots({"a": [1.0], "b": [2.0], "c": [3.0]}, "x", reported={"b": 2.1, "c": 3.1})
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["paper"]
-
-
-def test_effects_and_differences_are_drawn_where_they_are():
-    figure = figures.effects({"C3": (0.02, -0.01, 0.05, 0.03, False)})
+def test_an_estimate_is_drawn_where_it_is():
+    one = stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1)
+    figure = figures.rows({"C3": one}, "nats", reported={"C3": 0.03}, words={"C3": "not significant"})
     (ax,) = figure.axes
     np.testing.assert_allclose(ax.containers[0].lines[2][0].get_segments()[0][:, 0], [-0.01, 0.05])
+    assert "the paper's runs" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
-    figure = figures.differences({"Linear": [0.01, -0.03]})
-    drawn = [tuple(xy) for line in figure.axes[0].lines for xy in line.get_xydata()]
-    assert {(0.01, 0.0), (-0.03, 0.0), (-0.01, 0.0)} <= {(round(x, 9), float(y)) for x, y in drawn}
-    plt.close(figure)
-
-
-def test_the_interval_is_students():
-    values = [2.0, 2.1, 2.3]
-    low, high = stats.t.interval(0.95, df=2, loc=np.mean(values), scale=stats.sem(values))
-    assert figures.interval(values) == pytest.approx((high - low) / 2)
 
 
 def contrast(a, b):
@@ -250,69 +218,65 @@ def contrast(a, b):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("page", ["#ffffff", "#14181e"], ids=["light", "dark"])
-def test_lines_and_text_stand_out_on_both_pages(page):
-    assert contrast(figures.GREY, page) > 4
-    assert all(contrast(colour, page) > 2.9 for colour, _ in figures.MODELS.values())
+def turned_round(colour, by=0.92):
+    """What the style sheet makes of a grey on a dark page."""
+    grey = int(colour[1:3], 16) / 255
+    return f"#{round(255 * (grey * (1 - 2 * by) + by)):02x}" + 2 * f"{round(255 * (grey * (1 - 2 * by) + by)):02x}"
+
+
+def test_text_and_lines_stand_out_on_both_pages():
+    for ink in (figures.INK, figures.PALE):
+        assert contrast(ink, "#ffffff") >= 4.5
+        assert contrast(turned_round(ink), turned_round("#ffffff")) >= 4.5
+    assert all(contrast(colour, "#ffffff") >= 4.5 for colour, _ in figures.MODELS.values())
 
 
 def test_yardsticks_score_the_tokens_that_a_run_is_scored_on():
     corpus = corpora.load_corpus("python-docs")
     training = TrainingConfig(eval_windows=1_000, eval_stride=8)
-    levels = chapters.yardsticks(corpus, training, orders=(2, 3))
-    assert [list(by_name) for by_name in levels.values()] == [["bigram", "3-gram"]] * 2
     for split in ("valid", "test"):
-        ids = getattr(corpus, split)
+        ids, levels = getattr(corpus, split), chapters.yardsticks(corpus, training, (2, 3), split)
+        assert list(levels) == ["bigram", "3-gram"]
         _, targets = Windows(ids, 128)[torch.arange(0, 1_000, 8)]
         nll = KneserNey(2, len(corpus.vocabulary)).fit(corpus.train).nll(ids)
         assert torch.equal(ids[128:1_128:8], targets)
-        assert levels[split]["bigram"] == pytest.approx(nll[128:1_128:8].mean().item())
+        assert levels["bigram"] == pytest.approx(nll[128:1_128:8].mean().item())
 
 
-@pytest.mark.parametrize("corpus_there", [True, False])
-def test_records_stand_beside_the_papers_figures(corpus_there, monkeypatch, request):
-    corpus = corpora.load_corpus("python-docs")
-    load = (lambda name: corpus) if corpus_there else unavailable(CorpusUnavailable)
-    monkeypatch.setattr(chapters, "load_corpus", load)
-    chapters._counted_as.cache_clear()
-    request.addfinalizer(chapters._counted_as.cache_clear)
-    table = chapters.records_table(["Linear T=32", "Linear"])
-    counting = ["Kneser-Ney 7, 10k", "Kneser-Ney 7, 5k"]
-    assert list(table.index) == ["Linear", "Linear T=32"] + counting * corpus_there  # the paper's order
-    if corpus_there:
-        assert chapters.records_table(["Linear", "MLP"]).index[-1] == "Kneser-Ney 7"
-        nll = chapters.counted(corpus)[1]
-        assert table.loc[counting[1], "ours"] == f"{nll[32:5_032].mean():.3f}"
-        assert table.loc[counting[1], "whole split"] == f"{nll[32:].mean():.3f}"
+def test_records_stand_beside_the_papers_figures():
+    table = chapters.agreement("Linear T=32", "Linear")
     values = chapters.recorded("Linear T=32")
-    assert table.loc["Linear T=32", "seeds"] == f"{len(values)}"
-    assert table.loc["Linear T=32", "paper's figure"] == "2.514"
+    assert list(table.index) == ["Linear", "Linear T=32"] and len(chapters.agreement()) == 20  # the paper's order
+    assert table.loc["Linear T=32", "seeds"] == f"{len(values)}" and table.loc["Linear T=32", "paper"] == "2.514"
     assert table.loc["Linear T=32", "ours"].startswith(f"{np.mean(values):.3f}")
-    assert float(table.loc["Linear T=32", "difference"]) == pytest.approx(np.mean(values) - 2.5135, abs=5e-4)
+    assert table.loc["Linear T=32", "difference"] == chapters.signed(np.mean(values) - 2.5135)
+    assert table.loc["Linear", "0.03 nats"] == "no" and table.loc["Linear", "3 s.d."] == "yes"
 
 
-def test_no_records_is_said_with_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(chapters, "RESULTS", tmp_path)
-    chapters.records.cache_clear()
+def test_no_records_is_said_with_what_to_do(monkeypatch, request):
+    nothing = verdicts.Evidence({}, {}, {})
+    monkeypatch.setattr(verdicts.Evidence, "read", classmethod(lambda cls: nothing))
+    chapters.evidence.cache_clear()
+    request.addfinalizer(chapters.evidence.cache_clear)
     with pytest.raises(FileNotFoundError, match="python -m slmlib run paper"):
         chapters.records()
-    chapters.records.cache_clear()
 
 
-def test_a_verdict_says_claim_test_and_effect():
-    text = chapters.verdict("C4")
-    judged = next(j for j in paper.judge(chapters.records()) if j.claim.id == "C4")
-    assert f"{judged.claim.statement}*: {judged.verdict}.**" in text and judged.claim.asks in text
-    assert all(f.contrast.says in text and paper.signed(f.effect) in text for f in judged.findings)
+def test_a_verdict_has_a_row_a_contrast():
+    table = chapters.verdict("C4")
+    found = next(v for v in chapters.judged() if (v.claim, v.reading) == ("C4", "paper"))
+    assert list(table.index) == [m.says for m in found.contrasts] and set(table["verdict"]) == {found.verdict}
+    assert list(table["effect"]) == [chapters.signed(m.estimate.effect) for m in found.contrasts]
+    assert len(chapters.verdict("C2", "equal compute")) == 6
 
 
 def test_unknown_names_are_told_with_those_there_are():
-    with pytest.raises(KeyError, match=r"C9.*C1, C2"):
+    with pytest.raises(KeyError, match=r"'C9' as 'paper'"):
         chapters.verdict("C9")
     with pytest.raises(KeyError, match=r"no study is called 'wordz'.*words"):
         chapters.study("wordz", paper.run("Linear").experiment)
     with pytest.raises(KeyError, match=r"'Lineal'.*Linear"):
-        chapters.records_table(["Linear", "Lineal"])
+        chapters.agreement("Linear", "Lineal")
 
 
 def test_a_study_finds_what_the_store_has_and_pairs_by_seed(tmp_path, monkeypatch):
@@ -335,8 +299,8 @@ def test_losses_by_epoch():
 
 
 def test_numbers_as_text():
-    assert chapters.with_interval([0.5]) == "+0.500"
-    half = figures.interval([-0.1, -0.2, -0.15])
-    assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 ± {half:.3f}"
-    assert paper.signed(-0.0123) == "−0.012" and paper.signed(2, 1) == "+2.0"
+    half = stats.half_interval([-0.1, -0.2, -0.15])
+    assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 (−{0.15 + half:.3f} to {half - 0.15:+.3f})"
+    assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1), 1) == "+0.1 (+0.0 to +0.2)"
+    assert chapters.signed(-0.0123) == "−0.012" and chapters.signed(2, 1) == "+2.0"
     assert chapters.plus_minus([2.0, 2.1]) == "2.050 ± 0.071" and chapters.plus_minus([2.0], 1) == "2.0"

@@ -178,7 +178,8 @@ def test_pictures_load(facts, name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_chapters_show_what_they_ran(facts, name):
-    assert facts(name)["outputs"] > 0 and facts(name)["figures"] > 0
+    assert facts(name)["outputs"] > 0
+    assert facts(name)["figures"] > 0 or not re.match(r"book/\d", name)  # an appendix may have none
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -240,7 +241,8 @@ def test_light_and_dark_are_legible(page, name):
             "article .cell_output img, article figure img",
             "(all) => all.map((i) => getComputedStyle(i)).map((s) => [s.backgroundColor, s.filter])",
         )
-        assert all(box == ["rgba(0, 0, 0, 0)", "none"] for box in boxes), f"{mode}: a box or filter behind a figure"
+        turned = {"light": "none", "dark": "invert(0.92) hue-rotate(180deg)"}[mode]
+        assert all(box == ["rgba(0, 0, 0, 0)", turned] for box in boxes), f"{mode}: {boxes}"
     assert all(modes["light"] > 0.7 and modes["dark"] < 0.1 for modes in behind.values()), behind
 
 
