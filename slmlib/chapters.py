@@ -20,7 +20,7 @@ from .models import Config, build, generate, n_parameters
 from .ngrams import KneserNey
 from .paper import signed
 from .training import History, TrainingConfig, budget, evaluate, fit
-from .windows import random_stream
+from .windows import Evaluation, random_stream
 
 STAND_IN = "python-docs"
 CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
@@ -96,7 +96,7 @@ def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, 
     model = build(config, len(corpus.vocabulary), seed=seed)
     history = fit(model, corpus, training, seed=seed)
     first = max(CONTEXT, config.context)
-    test_nll = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
+    test_nll = evaluate(model, corpus.test, replace(training.test, first=first))
     return LiveRun(label, model, training, history, test_nll)
 
 
@@ -117,7 +117,7 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
         reported, count = paper.run(live.label), n_parameters(live.model)
         ours, theirs = (f"{t.epochs * t.windows_per_epoch / 1000:g}k" for t in (live.training, reported.training))
         first, spread = max(CONTEXT, live.model.config.context), 11 * live.training.eval_stride  # 11 times as long
-        whole = evaluate(live.model, corpus.test, stride=spread, first=first)
+        whole = evaluate(live.model, corpus.test, Evaluation(None, spread, first))
         rows[live.label] = {
             "this run": f"{live.test_nll:.3f}",
             "whole split": f"{whole:.3f}",
@@ -130,10 +130,9 @@ def table(runs: Iterable[LiveRun], corpus: Corpus) -> pd.DataFrame:
             del rows[live.label]["paper's figure"]
             rows[live.label]["windows seen"] = ours
     name, nll = counted(corpus)
-    scored = nll[CONTEXT:][: live.training.eval_windows][:: live.training.eval_stride]
-    whole = nll[CONTEXT :: 11 * live.training.eval_stride]
+    tested, whole = replace(live.training.test, first=CONTEXT), Evaluation(None, spread, CONTEXT)
     rows[name] = dict.fromkeys(rows[live.label], "")
-    rows[name] |= {"this run": f"{scored.mean():.3f}", "whole split": f"{whole.mean():.3f}"}
+    rows[name] |= {"this run": f"{tested.mean(nll):.3f}", "whole split": f"{whole.mean(nll):.3f}"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL")
 
 
@@ -200,9 +199,12 @@ def records_table(labels: Iterable[str]) -> pd.DataFrame:
     tests = {(r.corpus, r.training.eval_windows): r for r in chosen}  # what is scored, but for the first characters
     for (corpus, windows), run in tests.items():
         if (model := _counted_as(corpus, run.experiment(0).train_tokens)) is not None:
-            name, nll = model[0], model[1][run.model.context :]
+            (name, nll), first = model, run.model.context
             what = "" if len(tests) == 1 else f", {run.label if run.group == 'words' else f'{windows // 1000}k'}"
-            yardstick[f"{name}{what}"] = {"ours": f"{nll[:windows].mean():.3f}", "whole split": f"{nll.mean():.3f}"}
+            yardstick[f"{name}{what}"] = {
+                "ours": f"{Evaluation(windows, first=first).mean(nll):.3f}",
+                "whole split": f"{Evaluation(None, first=first).mean(nll):.3f}",
+            }
     rows |= {name: dict.fromkeys(next(iter(rows.values())), "") | row for name, row in yardstick.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="test NLL ± s.d.")
 
@@ -297,8 +299,8 @@ def yardsticks(
     for n in orders:
         model = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train)
         for split, by_name in levels.items():
-            scored = model.nll(getattr(corpus, split))[CONTEXT:][: training.eval_windows][:: training.eval_stride]
-            by_name[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = scored.mean().item()
+            nll = replace(training.test, first=CONTEXT).mean(model.nll(getattr(corpus, split)))
+            by_name[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = nll
     return levels
 
 
