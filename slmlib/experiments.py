@@ -63,14 +63,7 @@ class Experiment(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.corpus, str):
-            raise ValueError(f"Experiment.corpus must be a corpus's name, got {self.corpus!r}")
         object.__setattr__(self, "corpus", exact_name(self.corpus))
-        if type(self.model) not in _KINDS.values():
-            kinds = " or ".join(kind.__name__ for kind in _KINDS.values())
-            raise ValueError(f"Experiment.model must be a {kinds}, got {self.model!r}")
-        if type(self.training) is not TrainingConfig:
-            raise ValueError(f"Experiment.training must be a TrainingConfig, got {self.training!r}")
 
     @property
     def kind(self) -> str:

@@ -184,11 +184,8 @@ class Run:
 
     def state(self) -> dict[str, Tensor]:
         """All of it as named tensors, the history aside."""
-        groups = {
-            "model": self.model.state_dict(),
-            "best": self.best,
-            "mean": self.mean.state_dict() if self.mean else {},
-        }
+        groups = {"model": self.model.state_dict(), "best": self.best}
+        groups |= {"mean": self.mean.state_dict()} if self.mean else {}
         for n, optimiser in enumerate(self.optimisers):
             groups |= {f"optimiser.{n}.{i}": moments for i, moments in optimiser.state_dict()["state"].items()}
         groups["random"] = {"windows": self.draws.get_state(), self.device.type: self.dropout.get_state()}
@@ -247,8 +244,8 @@ def fit(
     """Train ``model`` in place, where its parameters are, on windows of ``corpus.train``: ``epochs`` is the loop.
 
     It ends with the weights of its best-validation epoch, in evaluation mode, without gradients. The same model,
-    corpus, training and seed give the same weights, bit for bit, on the same machine with the same number of threads,
-    whatever other threads do: the global random state is neither read nor written.
+    corpus, training and seed give the same weights, bit for bit, on the same machine with the same number of threads:
+    the global random state is neither read nor written, and others may train in other threads.
 
     Args:
         model: a module with a ``config.context``, (B, T) ids -> (B, V) logits.
@@ -256,16 +253,14 @@ def fit(
         training: how long, how fast, on what batches.
         seed: which windows are drawn, and which units dropout drops.
         progress: show a bar (the environment variable ``TQDM_DISABLE=1`` hides it everywhere).
-        checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, of this
-            run or of the same with fewer epochs, the run goes on from it, to the same bits as if it had never
-            stopped. The caller deletes it.
+        checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, of this run
+            or of the same with fewer epochs, the run goes on from it, to the same bits. The caller deletes it.
         at_end: called once with the last epoch's weights, before those of the best epoch come back.
 
     Raises:
-        ValueError: if a split has an id outside the vocabulary or does not hold what ``training`` asks for, if every
-            position is to be scored of a model that scores the last alone, if Muon has no matrix between embedding
-            and head to update, or if ``checkpoint`` is damaged or of another run: of another text, other initial
-            weights, another training, seed, device or version of PyTorch.
+        ValueError: if a split has an id outside the vocabulary or does not hold what ``training`` asks for, if the
+            model cannot score every position or has no matrix for Muon, or if ``checkpoint`` is damaged or of another
+            run: of another text, other initial weights, another training, seed, device or version of PyTorch.
         FileNotFoundError: before anything is trained, if the folder of ``checkpoint`` is missing.
         Diverged: if the loss becomes NaN or infinite; names the step, the loss and the learning rate.
     """
@@ -276,26 +271,22 @@ def fit(
     if training.scored == "every" and not isinstance(model, Transformer):
         kind = type(model).__name__
         raise ValueError(f"TrainingConfig.scored is 'every', which a {kind} cannot be: it scores the last")
-    run = Run(model, training, seed)
-    file = None if checkpoint is None else Path(checkpoint)
-    if file and not file.parent.is_dir():
-        raise FileNotFoundError(f"the folder of the checkpoint {file} is missing: make it first")
-    name = _name(model, corpus, training, seed) if file else ""
-    if file and file.exists():
-        run.put_back(*checkpoints.load(file, name, training.epochs))
+    run, path = Run(model, training, seed), None if checkpoint is None else Path(checkpoint)
+    if path and not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of the checkpoint {path} is missing: make it first")
+    name = _name(run, corpus, seed) if path else ""
+    if path and path.exists():
+        run.put_back(*checkpoints.load(path, name, training.epochs))
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bars do not read it themselves
     steps = {"initial": len(run.history.step_losses), "total": training.epochs * training.steps_per_epoch}
+    bar = tqdm(**steps, unit="step", leave=False, disable=hidden)
 
     def after_an_epoch():
         bar.set_postfix(valid=f"{run.history.valid[-1]:.3f}")
-        if file:
-            checkpoints.save(file, name, run.state(), asdict(run.history))
+        if path:
+            checkpoints.save(path, name, run.state(), asdict(run.history))
 
-    with (
-        tqdm(**steps, unit="step", leave=False, disable=hidden) as bar,
-        fast_matmul(run.device),
-        dropping_by(run.dropout, model),
-    ):
+    with bar, fast_matmul(run.device), dropping_by(run.dropout, model):
         epochs(run, corpus, bar.update, after_an_epoch)
     if at_end is not None:
         at_end(run.kept, run.history)
@@ -305,16 +296,16 @@ def fit(
     return run.history
 
 
-def _name(model: nn.Module, corpus: Corpus, training: TrainingConfig, seed: int) -> str:
-    """Which run it is, by all that determines its result."""
+def _name(run: Run, corpus: Corpus, seed: int) -> str:
+    """Which run it is, by all that determines its result, before its first step."""
     text = checkpoints.digest({"train": corpus.train, "valid": corpus.valid})
-    what = replace(training, epochs=1) if training.begins_longer_runs else training
-    device = next(model.parameters()).device.type
+    what = replace(run.training, epochs=1) if run.training.begins_longer_runs else run.training
+    weights = checkpoints.digest(run.model.state_dict())
     return (
-        f"{type(model).__name__} {changed(model.config)}, initial weights {checkpoints.digest(model.state_dict())}, "
+        f"{type(run.model).__name__} {changed(run.model.config)}, initial weights {weights}, "
         f"on {len(corpus.train)} tokens of {corpus.name}, text {text}, "
-        f"{changed(what)} {'an epoch' if what is not training else 'in all'}, seed {seed}, PyTorch {torch.__version__}"
-    ) + (f" on {device}" if device != "cpu" else "")  # whose dropout has another stream
+        f"{changed(what)} {'in all' if what is run.training else 'an epoch'}, seed {seed}, PyTorch {torch.__version__}"
+    ) + (f" on {run.device.type}" if run.device.type != "cpu" else "")  # whose dropout has another stream
 
 
 def _optimisers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.Optimizer]:
