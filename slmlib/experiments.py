@@ -275,7 +275,7 @@ class Store:
         return folder / f"{experiment.name}.{what}"
 
 
-def train(
+def trained(
     experiment: Experiment,
     corpus: Corpus,
     device: str | torch.device | None = "cpu",
@@ -291,8 +291,7 @@ def train(
         progress, checkpoint: as in ``fit``.
 
     Raises:
-        ValueError, Diverged: as ``fit`` does; a test split that is too short, or a device that PyTorch does not know,
-            is found before training.
+        ValueError, Diverged: as ``fit`` does; also for a test split that is too short or an unknown device.
     """
     config, training, device = experiment.model, experiment.training, _device(device)
     training.test.scored(len(corpus.test), config.context, "test split")  # fit sees to the others
@@ -307,24 +306,28 @@ def train(
     history = fit(model, text, training, experiment.seed, progress, checkpoint, at_end)
     began = time.perf_counter()
     test_nll, whole = (evaluate(model, corpus.test, which) for which in (training.test, training.whole_test))
-    count, windows = n_parameters(model), training.epochs * training.windows_per_epoch
-    window = flops_per_window(config, len(corpus.vocabulary), scored=training.scored)
-    record = Record(
-        experiment=replace(experiment, corpus=corpus.name),
-        train=history.train,
-        valid=history.valid,
-        best_epoch=history.best_epoch,
-        test_nll=test_nll,
-        test_nll_whole=whole,
-        test_nll_last=last[0] if last else test_nll,
-        parameters=count.total,
-        parameters_without_embeddings=count.without_embeddings,
-        flops={"paper": 2.0 * count.total * config.context * windows, "counted": float(window * windows)},
-        seconds={"training": history.seconds, "testing": time.perf_counter() - began},
-        machine=machine(device),
-        versions={"python": platform.python_version(), "torch": torch.__version__},
+    testing = time.perf_counter() - began
+    parameters, windows = n_parameters(model), training.epochs * training.windows_per_epoch
+    counted = windows * flops_per_window(config, len(corpus.vocabulary), scored=training.scored)
+    return (
+        model,
+        history,
+        Record(
+            experiment=replace(experiment, corpus=corpus.name),
+            train=history.train,
+            valid=history.valid,
+            best_epoch=history.best_epoch,
+            test_nll=test_nll,
+            test_nll_whole=whole,
+            test_nll_last=last[0] if last else test_nll,
+            parameters=parameters.total,
+            parameters_without_embeddings=parameters.without_embeddings,
+            flops={"paper": 2.0 * parameters.total * config.context * windows, "counted": float(counted)},
+            seconds={"training": history.seconds, "testing": testing},
+            machine=machine(device),
+            versions={"python": platform.python_version(), "torch": torch.__version__},
+        ),
     )
-    return model, history, record
 
 
 _corpus = lru_cache(maxsize=2)(load_corpus)
@@ -336,7 +339,7 @@ def run(
     device: str | torch.device | None = "cpu",
     keep_checkpoint: bool = False,
 ) -> Record:
-    """The record of an experiment: out of the store, or by ``train`` and kept there; without a store, by ``train``.
+    """The record of an experiment: out of the store, or by ``trained`` and kept there; without a store, by ``trained``.
 
     A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record, its
     times aside. Where another process or thread runs the same experiment, this one waits for that record. The last
@@ -344,11 +347,11 @@ def run(
 
     Raises:
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
-        ValueError, Diverged: as ``train`` does.
+        ValueError, Diverged: as ``trained`` does.
     """
     device = _device(device)
     if store is None:
-        return train(experiment, _corpus(experiment.corpus), device, progress=False)[-1]
+        return trained(experiment, _corpus(experiment.corpus), device, progress=False)[-1]
     if (record := store.get(experiment)) is not None:
         return record
     with FileLock(store.running(experiment, "lock")):
@@ -357,7 +360,7 @@ def run(
         checkpoint = store.running(experiment, "safetensors")
         if epochs_done(checkpoint) > experiment.training.epochs:  # kept by a longer run: leave it alone
             checkpoint = store.running(experiment, f"{experiment.training.epochs}.safetensors")
-        record = train(experiment, _corpus(experiment.corpus), device, False, checkpoint)[-1]
+        record = trained(experiment, _corpus(experiment.corpus), device, False, checkpoint)[-1]
         store.put(record)
         checkpoint.with_name(f"{checkpoint.name}.partial").unlink(missing_ok=True)  # of a run killed while it wrote
         if not keep_checkpoint:
@@ -479,17 +482,18 @@ def _start_worker():
 class Remaining:
     """What is left of a list of experiments, and an estimate of how long it takes.
 
-    An experiment is taken to need as long for its FLOPs as this machine's records of the same with other seeds did;
-    without any, as all of this machine's records did. With none at all there is no estimate.
+    A FLOP is taken to take as long as in this machine's records of the same experiment with other seeds, or else in
+    all of this machine's records. With none at all there is no estimate.
     """
 
     def __init__(self, experiments: Iterable[Experiment], store: Store, workers: int = 1, device: str = "cpu"):
-        self.workers, self._machine, self._store = workers, machine(device), store
-        self._seconds, self._flops = Counter(), Counter()  # of the records, by experiment but for the seed, and in all
-        self.want(experiments)
+        self.workers, self._store, here = workers, store, machine(device)
+        self._seconds, self._flops = Counter(), Counter()  # of records, by experiment but for its seed; None: of all
+        self._spent, self.finished = 0.0, set()
         for record in store:
-            if all(record.machine[k] == self._machine[k] for k in ("processor", "device")):
-                self._learn(record)
+            if all(record.machine[k] == here[k] for k in ("processor", "device")):
+                self.add(record)
+        self.want(experiments)
         self._began, self._spent = time.monotonic(), 0.0
 
     def want(self, experiments: Iterable[Experiment]) -> None:
@@ -500,12 +504,10 @@ class Remaining:
     def add(self, record: Record) -> None:
         """Count a record that has just come."""
         self.finished.add(record.experiment)
-        self._learn(record)
-        self._spent += sum(record.seconds.values())
-
-    def _learn(self, record: Record) -> None:
+        took = sum(record.seconds.values())
+        self._spent += took
         for like in (replace(record.experiment, seed=0), None):
-            self._seconds[like] += sum(record.seconds.values())
+            self._seconds[like] += took
             self._flops[like] += _flops(record.experiment)
 
     def seconds(self) -> float | None:
