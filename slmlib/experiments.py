@@ -110,6 +110,11 @@ class Experiment(Checked):
         text = json.dumps(self.spec(whole=False), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
+    def flops(self, vocab_size: int = 65) -> float:
+        """Of its training, as PyTorch counts them; for comparisons the number of tokens need not be its corpus's."""
+        window = flops_per_window(self.model, vocab_size, scored=self.training.scored)
+        return float(window * self.training.epochs * self.training.windows_per_epoch)
+
     @property
     def name(self) -> str:
         """What it is, in short, and its key: the name of its record's file."""
@@ -307,27 +312,26 @@ def trained(
     began = time.perf_counter()
     test_nll, whole = (evaluate(model, corpus.test, which) for which in (training.test, training.whole_test))
     testing = time.perf_counter() - began
-    parameters, windows = n_parameters(model), training.epochs * training.windows_per_epoch
-    counted = windows * flops_per_window(config, len(corpus.vocabulary), scored=training.scored)
-    return (
-        model,
-        history,
-        Record(
-            experiment=replace(experiment, corpus=corpus.name),
-            train=history.train,
-            valid=history.valid,
-            best_epoch=history.best_epoch,
-            test_nll=test_nll,
-            test_nll_whole=whole,
-            test_nll_last=last[0] if last else test_nll,
-            parameters=parameters.total,
-            parameters_without_embeddings=parameters.without_embeddings,
-            flops={"paper": 2.0 * parameters.total * config.context * windows, "counted": float(counted)},
-            seconds={"training": history.seconds, "testing": testing},
-            machine=machine(device),
-            versions={"python": platform.python_version(), "torch": torch.__version__},
-        ),
+    count = n_parameters(model)
+    record = Record(
+        experiment=replace(experiment, corpus=corpus.name),
+        train=history.train,
+        valid=history.valid,
+        best_epoch=history.best_epoch,
+        test_nll=test_nll,
+        test_nll_whole=whole,
+        test_nll_last=last[0] if last else test_nll,
+        parameters=count.total,
+        parameters_without_embeddings=count.without_embeddings,
+        flops={
+            "paper": 2.0 * count.total * config.context * (training.epochs * training.windows_per_epoch),
+            "counted": experiment.flops(len(corpus.vocabulary)),
+        },
+        seconds={"training": history.seconds, "testing": testing},
+        machine=machine(device),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
     )
+    return model, history, record
 
 
 _corpus = lru_cache(maxsize=2)(load_corpus)
@@ -381,12 +385,9 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    return {
-        "processor": processor,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    system = f"{platform.system()} {platform.machine()}"
+    return {"processor": processor, "device": where, "threads": torch.get_num_threads(), "system": system}
 
 
 def run_all(
@@ -407,14 +408,12 @@ def run_all(
         executor: any ``concurrent.futures.Executor``: a process pool, a cluster's (``dask.distributed``'s
             ``Client(...).get_executor()``), or None to run one after the other here.
         store: a ``Store`` or its folder, which the executor's workers must see too.
-        device: where to train.
-        keep_checkpoints: as in ``run``; list shorter experiments before longer ones.
+        device, keep_checkpoints: as in ``run``; with checkpoints, list shorter experiments before longer ones.
         done: called with each record as it comes, those already there first.
 
     Raises:
         ExceptionGroup: if experiments failed; each error names its experiment.
-        BrokenExecutor: if the executor lost a worker, to the system when memory is short, say; a note names what is
-            not done.
+        BrokenExecutor: if the executor lost a worker, for want of memory, say; a note names what is not done.
     """
     store = store if isinstance(store, Store) else Store(store)
     wanted = list(experiments)
@@ -508,7 +507,7 @@ class Remaining:
         self._spent += took
         for like in (replace(record.experiment, seed=0), None):
             self._seconds[like] += took
-            self._flops[like] += _flops(record.experiment)
+            self._flops[like] += record.experiment.flops()
 
     def seconds(self) -> float | None:
         """Estimated seconds until all are done; None without a record to judge by."""
@@ -516,7 +515,7 @@ class Remaining:
         if left and not self._flops:
             return None
         likes = [like if (like := replace(e, seed=0)) in self._flops else None for e in left]
-        work = sum(_flops(e) * self._seconds[like] / self._flops[like] for e, like in zip(left, likes, strict=True))
+        work = sum(e.flops() * self._seconds[like] / self._flops[like] for e, like in zip(left, likes, strict=True))
         running = max(0.0, self.workers * (time.monotonic() - self._began) - self._spent)
         return max(0.0, work - running) / max(1, min(self.workers, len(left)))
 
@@ -526,10 +525,3 @@ class Remaining:
             return "time left: unknown"
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"about {hours} h {minutes:02} min left" if hours else f"about {minutes} min left"
-
-
-def _flops(experiment: Experiment) -> float:
-    """Its FLOPs with a vocabulary of 65, whatever its own: enough to compare experiments by."""
-    training = experiment.training
-    window = flops_per_window(experiment.model, 65, scored=training.scored)
-    return float(window * training.epochs * training.windows_per_epoch)

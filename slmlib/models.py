@@ -66,14 +66,11 @@ class TransformerConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.d_model % self.heads:
-            raise ValueError(
-                f"TransformerConfig.heads must divide d_model, got heads={self.heads}, d_model={self.d_model}"
-            )
+            got = f"heads={self.heads}, d_model={self.d_model}"
+            raise ValueError(f"TransformerConfig.heads must divide d_model, got {got}")
         if self.positions == "rope" and self.head_width % 2:
-            raise ValueError(
-                "TransformerConfig.positions='rope' rotates pairs and needs an even head width, "
-                f"got d_model / heads = {self.d_model} / {self.heads} = {self.head_width}"
-            )
+            width = f"{self.d_model} / {self.heads} = {self.head_width}"
+            raise ValueError(f"TransformerConfig.positions='rope' needs an even d_model / heads, got {width}")
 
     @property
     def head_width(self) -> int:
@@ -231,7 +228,7 @@ class FeedForward(nn.Module):
             _zero(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.up(x))
+        h = F.relu(self.up(x))  # (B, T, W)
         return self.dropout(self.down(h.square() if self.squared else h))
 
 
@@ -359,7 +356,7 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices between embedding and head: those that Muon updates."""
-    outer = [m for m in model.modules() if isinstance(m, nn.Embedding)] + [model.head]
+    outer = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is model.head]
     outer = {id(p) for m in outer for p in m.parameters()}
     return [p for p in model.parameters() if p.dim() == 2 and id(p) not in outer]
 
@@ -372,10 +369,9 @@ class ParameterCount(NamedTuple):
 def n_parameters(model: nn.Module) -> ParameterCount:
     """Number of trainable parameters, in all and without the embedding tables."""
     total = sum(p.numel() for p in model.parameters())
-    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = getattr(model, "head", None)
-    embeddings = sum(n for table, n in tables.items() if head is None or table != id(head.weight))
-    return ParameterCount(total, total - embeddings)
+    head = getattr(model, "head", None)  # a model that a chapter writes may call it something else
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} - {getattr(head, "weight", None)}
+    return ParameterCount(total, total - sum(table.numel() for table in tables))
 
 
 @torch.no_grad()
@@ -389,9 +385,8 @@ def generate(
 ) -> Tensor:
     """Continue ``prompt`` by ``n`` sampled tokens.
 
-    The model always sees a whole window: the last T tokens, filled up on the left with ``pad`` while there
-    are fewer (id 0 is the newline in the character corpora). No model is trained on such padding: prefer a
-    prompt of at least T tokens.
+    The model always sees a whole window: the last T tokens, filled up on the left with ``pad`` while there are fewer
+    (id 0 is the newline in the character corpora). No model is trained on such padding: prefer a prompt of T or more.
 
     Args:
         model: any module of this file; it is sampled in evaluation mode and left in the mode it was in.
@@ -419,10 +414,7 @@ def generate(
             if not logits.isfinite().all():
                 raise ValueError("the model's logits are NaN or infinite: its weights are, or have become too large")
             likeliest = logits.topk(vocab_size)  # sorted: the first is the greedy choice
-            if temperature == 0:
-                chosen = 0
-            else:
-                p = ((likeliest.values - likeliest.values[0]) / max(temperature, 1e-30)).softmax(0)  # the largest is 0
-                chosen = torch.multinomial(p, 1, generator=generator)
+            p = ((likeliest.values - likeliest.values[0]) / max(temperature, 1e-30)).softmax(0)  # the largest is 0
+            chosen = torch.multinomial(p, 1, generator=generator) if temperature else 0
             ids = torch.cat((ids, likeliest.indices[chosen].view(1)))
     return ids[context:]

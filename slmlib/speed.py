@@ -72,8 +72,8 @@ _lock = threading.Lock()
 def fast_matmul(device: torch.device):
     """Inside, float32 matrix products on a CPU go to oneDNN, where its results are as exact as those by default.
 
-    PyTorch multiplies by MKL, which is slower on AMD's processors: a step of the paper's transformer takes 1.10 times as
-    long (1.03 to 1.14), of its MLP 1.15 times. oneDNN is asked only where it may use bfloat16. A CPU with bfloat16
+    PyTorch multiplies by MKL, which is slower on AMD's processors: a step of the paper's transformer takes 1.10 times
+    as long (1.03 to 1.14), of its MLP 1.15 times. oneDNN is asked only where it may use bfloat16. A CPU with bfloat16
     units would do so: there the default is kept. The setting is the process's: the last thread to leave restores it.
     """
     matmul = torch.backends.mkldnn.matmul
