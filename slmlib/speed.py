@@ -64,7 +64,7 @@ def keep_freed_memory():
             mallopt(-3, 2**30) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: tensors from the heap; older glibc takes less
 
 
-_found: list[str] = []  # the setting that each one inside fast_matmul found, in whatever thread
+_found: list[str] = []  # the setting that each one inside fast_matmul met, whatever its thread
 _lock = threading.Lock()
 
 
@@ -85,9 +85,7 @@ def fast_matmul(device: torch.device):
         yield
     finally:
         with _lock:
-            found = _found.pop()
-            if not _found:
-                matmul.fp32_precision = found
+            matmul.fp32_precision = _found.pop()  # the last to leave gets what the first found
 
 
 @cache
