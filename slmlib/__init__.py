@@ -10,13 +10,14 @@ from .models import (
     n_parameters,
 )
 from .training import Diverged, History, TrainingConfig, budget, evaluate, fit
-from .windows import Windows
+from .windows import Evaluation, Windows
 
 __all__ = [
     "Corpus",
     "CorpusDamaged",
     "CorpusUnavailable",
     "Diverged",
+    "Evaluation",
     "History",
     "LinearConfig",
     "MLPConfig",

@@ -21,6 +21,7 @@ from rich.text import Text
 from . import paper, studies, verdicts
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus
 from .experiments import RESULTS, Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run_all
+from .windows import Evaluation
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 out, err = Console(), Console(stderr=True)
@@ -225,7 +226,9 @@ def scoreboard(
     try:
         evidence = verdicts.Evidence.read(results)
         _, nll = chapters.counted(load_corpus("tiny_shakespeare"))
-        text = screen.fill(template.read_text(encoding="utf-8"), evidence, nll[chapters.CONTEXT :].mean().item())
+        text = screen.fill(
+            template.read_text(encoding="utf-8"), evidence, Evaluation(None, first=chapters.CONTEXT).mean(nll)
+        )
         if not readme:
             print(text, end="")
             return
@@ -235,7 +238,7 @@ def scoreboard(
         raise _refuse(error) from None
     figures.use_style()
     lines, points = screen.emblem(evidence)
-    figure = figures.emblem(lines, points, nll[chapters.CONTEXT :].mean().item())
+    figure = figures.emblem(lines, points, Evaluation(None, first=chapters.CONTEXT).mean(nll))
     figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
 
 

@@ -21,7 +21,7 @@ from .models import Config, build, generate, n_parameters
 from .ngrams import KneserNey
 from .stats import Estimate, half_interval
 from .training import History, TrainingConfig, budget, evaluate, fit
-from .windows import random_stream
+from .windows import Evaluation, random_stream
 
 STAND_IN = "python-docs"
 CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
@@ -35,6 +35,9 @@ def seed() -> int:
     if not text.isdecimal():
         raise ValueError(f"SLMLIB_SEED is {text!r}; set it to a non-negative integer, or unset it")
     return int(text)
+
+
+_seed = seed  # which a parameter of that name would hide
 
 
 def start(name: str) -> Corpus:
@@ -120,12 +123,12 @@ def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, 
 
     Every context up to the paper's 128 scores the same tokens: those that windows of 128 would score.
     """
-    seed = seed if seed is not None else globals()["seed"]()
+    seed = _seed() if seed is None else seed
     model = build(config, len(corpus.vocabulary), seed=seed)
     history = fit(model, corpus, training, seed=seed)
     first = max(CONTEXT, config.context)
-    test = evaluate(model, corpus.test, training.eval_windows, training.eval_stride, first=first)
-    whole = evaluate(model, corpus.test, stride=11 * training.eval_stride, first=first)  # 11 times as long
+    test = evaluate(model, corpus.test, replace(training.test, first=first))
+    whole = evaluate(model, corpus.test, Evaluation(None, 11 * training.eval_stride, first))  # 11 times as long
     return Trained(label, model, training, history, test, whole)
 
 
@@ -282,8 +285,8 @@ def yardsticks(
     levels = {}
     for n in orders:
         nll = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train).nll(getattr(corpus, split))
-        scored = nll[CONTEXT:][: training.eval_windows][:: training.eval_stride]
-        levels[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = scored.mean().item()
+        look = replace(training.test, first=CONTEXT)
+        levels[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = look.mean(nll)
     return levels
 
 

@@ -71,7 +71,7 @@ class Checked:
     """A frozen dataclass whose fields are checked by their types and brought to Python's own.
 
     Integers are at least 1, or 0 where named in ``_may_be_zero``; numbers lie in [0, 1), or are positive where named in
-    ``_positive``; a ``Literal`` is one of its choices; ``| None`` allows None.
+    ``_positive``; a ``Literal`` is one of its choices, anything else of its class; ``| None`` allows None.
 
     Raises:
         ValueError: for a field that is something else; names it, what it must be and what it was.
@@ -96,4 +96,6 @@ class Checked:
                 value = bool(value)
             elif isinstance(kinds[0], str):
                 value = choice(name, value, kinds)
+            elif not isinstance(value, kinds):
+                raise ValueError(f"{name} must be a {' or a '.join(k.__name__ for k in kinds)}, got {value!r}")
             object.__setattr__(self, f.name, value)

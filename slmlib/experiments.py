@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -27,11 +28,12 @@ from filelock import FileLock
 from torch import nn
 from tqdm import tqdm
 
+from .checkpoints import epochs_done, write_whole
 from .checks import Checked
-from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, exact_name, load_corpus
-from .flops import count_flops
+from .corpora import Corpus, exact_name, load_corpus
+from .flops import flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
-from .training import History, TrainingConfig, check_windows, epochs_done, evaluate, fit, write_whole
+from .training import History, TrainingConfig, evaluate, fit
 
 _HERE = Path(__file__).parent
 
@@ -61,41 +63,40 @@ class Experiment(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.corpus, str):
-            raise ValueError(f"Experiment.corpus must be a corpus's name, got {self.corpus!r}")
         object.__setattr__(self, "corpus", exact_name(self.corpus))
-        if type(self.model) not in _KINDS.values():
-            kinds = " or ".join(kind.__name__ for kind in _KINDS.values())
-            raise ValueError(f"Experiment.model must be a {kinds}, got {self.model!r}")
-        if type(self.training) is not TrainingConfig:
-            raise ValueError(f"Experiment.training must be a TrainingConfig, got {self.training!r}")
 
     @property
     def kind(self) -> str:
         """``linear``, ``mlp`` or ``transformer``."""
         return next(kind for kind, cls in _KINDS.items() if type(self.model) is cls)
 
-    def spec(self) -> dict[str, Any]:
-        """All that there is to say of it, as JSON would hold it."""
-        return {
-            "corpus": self.corpus,
-            "train_tokens": self.train_tokens,
-            "model": {"kind": self.kind, **asdict(self.model)},
-            "training": asdict(self.training),
-            "seed": self.seed,
-        }
+    def spec(self, whole: bool = True) -> dict[str, Any]:
+        """All that there is to say of it, as JSON would hold it; of model and training only what is no default."""
+        of = asdict if whole else changed
+        model, training = {"kind": self.kind, **of(self.model)}, of(self.training)
+        text = {"corpus": self.corpus, "train_tokens": self.train_tokens}
+        return {**text, "model": model, "training": training, "seed": self.seed}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> "Experiment":
         """The experiment that ``spec()`` describes; fields that it lacks have their defaults.
 
         Raises:
-            ValueError: for a field or a kind of model that there is not.
+            LaterVersion: for a field or a kind of model that there is not.
+            ValueError: for anything else that is no spec.
         """
         try:
-            model = dict(spec["model"])
-            kind = _KINDS[model.pop("kind")]
-            return cls(**{**spec, "model": kind(**model), "training": TrainingConfig(**spec["training"])})
+            model, training = dict(spec["model"]), dict(spec["training"])
+            named = model.pop("kind")
+            kind = _KINDS.get(named) if isinstance(named, str) else None
+            parts = (spec, cls), (model, kind or Config), (training, TrainingConfig)
+            unknown = [name for part, of in parts if kind for name in set(part) - {f.name for f in fields(of)}]
+            if unknown or not kind:
+                raise LaterVersion(
+                    f"its experiment has what this version of slmlib does not know ({', '.join(unknown) or named}): "
+                    "it may be of a later version; leave it, and update slmlib to read it"
+                )
+            return cls(**{**spec, "model": kind(**model), "training": TrainingConfig(**training)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the spec of an experiment ({error}): {spec!r}") from error
 
@@ -106,15 +107,13 @@ class Experiment(Checked):
         Fields at their defaults are left out of that, so that a field added later, whose default means what
         was always done, changes no key.
         """
-        canonical = {
-            "corpus": self.corpus,
-            "train_tokens": self.train_tokens,
-            "model": {"kind": self.kind, **changed(self.model)},
-            "training": changed(self.training),
-            "seed": self.seed,
-        }
-        text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.spec(whole=False), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def flops(self, vocab_size: int = 65) -> float:
+        """Of its training, as PyTorch counts them; for comparisons the number of tokens need not be its corpus's."""
+        window = flops_per_window(self.model, vocab_size, scored=self.training.scored)
+        return float(window * self.training.epochs * self.training.windows_per_epoch)
 
     @property
     def name(self) -> str:
@@ -159,7 +158,6 @@ class Record:
             key, spec = values.pop("key"), values.pop("experiment")
             known = {f.name for f in fields(cls)} - {"experiment", "more"}
             more = {name: values.pop(name) for name in sorted(set(values) - known)}
-            _see_to_its_version(spec)
             record = cls(Experiment.from_spec(spec), **values, more=more)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error!r}") from error
@@ -174,43 +172,26 @@ class Record:
         def loss(value: object) -> bool:
             return type(value) in (int, float) and 0 <= value < math.inf
 
-        def numbers(value: object) -> bool:
-            return isinstance(value, dict) and all(map(loss, value.values()))
+        def numbers(value: object, *names: str) -> bool:
+            return isinstance(value, dict) and set(names) <= set(value) and all(map(loss, value.values()))
 
-        for name in ("train", "valid"):
-            value = getattr(self, name)
-            if not (isinstance(value, list) and len(value) == epochs and all(map(loss, value))):
-                raise ValueError(f"{name} must be {epochs} losses, one an epoch, got {value!r}")
-        rules = {
-            "best_epoch": (lambda v: type(v) is int and 1 <= v <= epochs, f"an epoch from 1 to {epochs}"),
-            "test_nll": (loss, "a loss"),
-            "test_nll_whole": (loss, "a loss"),
-            "test_nll_last": (lambda v: v is None or loss(v), "a loss or null"),
-            "parameters": (lambda v: type(v) is int and v >= 1, "a positive integer"),
-            "parameters_without_embeddings": (lambda v: type(v) is int and v >= 1, "a positive integer"),
-            "flops": (lambda v: numbers(v) and {"paper", "counted"} <= set(v), "numbers by ledger"),
-            "seconds": (lambda v: numbers(v) and {"training", "testing"} <= set(v), "numbers by what they went to"),
-            "machine": (lambda v: isinstance(v, dict), "an object"),
-            "versions": (lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()), "texts"),
-        }
-        for name, (right, what) in rules.items():
-            if not right(getattr(self, name)):
-                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+        def losses(value: object) -> bool:
+            return isinstance(value, list) and len(value) == epochs and all(map(loss, value))
 
-
-def _see_to_its_version(spec: dict[str, Any]):
-    kind = _KINDS.get(spec["model"].get("kind"), LinearConfig)
-    parts = {"": (spec, Experiment), "model ": (spec["model"], kind), "training ": (spec["training"], TrainingConfig)}
-    unknown = [
-        where + name
-        for where, (values, cls) in parts.items()
-        for name in sorted(set(values) - {f.name for f in fields(cls)} - ({"kind"} if where == "model " else set()))
-    ]
-    if unknown or spec["model"].get("kind") not in _KINDS:
-        raise LaterVersion(
-            f"its experiment has what this version of slmlib does not know ({', '.join(unknown) or spec['model']}): "
-            "it may be of a later version; leave it, and update slmlib to read it"
-        )
+        for names, right, what in (
+            ("train valid", losses, f"{epochs} losses, one an epoch"),
+            ("best_epoch", lambda v: type(v) is int and 1 <= v <= epochs, f"an epoch from 1 to {epochs}"),
+            ("test_nll test_nll_whole", loss, "a loss"),
+            ("test_nll_last", lambda v: v is None or loss(v), "a loss or null"),
+            ("parameters parameters_without_embeddings", lambda v: type(v) is int and v >= 1, "a positive integer"),
+            ("flops", lambda v: numbers(v, "paper", "counted"), "numbers by ledger"),
+            ("seconds", lambda v: numbers(v, "training", "testing"), "numbers by what they went to"),
+            ("machine", lambda v: isinstance(v, dict), "an object"),
+            ("versions", lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()), "texts"),
+        ):
+            for name in names.split():
+                if not right(getattr(self, name)):
+                    raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
 
 class LaterVersion(ValueError):
@@ -299,92 +280,96 @@ class Store:
         return folder / f"{experiment.name}.{what}"
 
 
-@lru_cache(maxsize=2)
-def _corpus(name: str, train_tokens: int | None) -> Corpus:
-    return load_corpus(name).head(train=train_tokens)
+def trained(
+    experiment: Experiment,
+    corpus: Corpus,
+    device: str | torch.device | None = "cpu",
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> tuple[nn.Module, History, Record]:
+    """Build, fit and test, all in memory: the model with its best epoch's weights, how it went, the record.
+
+    Args:
+        experiment: what to run.
+        corpus: its text, whole, or another that stands in for it: the record names the one that was read.
+        device: ``cpu`` or ``cuda``, as text or as PyTorch's; None for the CPU.
+        progress, checkpoint: as in ``fit``.
+
+    Raises:
+        ValueError, Diverged: as ``fit`` does; also for a test split that is too short or an unknown device.
+    """
+    config, training, device = experiment.model, experiment.training, _device(device)
+    training.test.scored(len(corpus.test), config.context, "test split")  # fit sees to the others
+    model = build(config, len(corpus.vocabulary), seed=experiment.seed).to(device)
+    last = []  # the test loss with the last epoch's weights, where these are not the best
+
+    def at_end(model: nn.Module, history: History):
+        if history.best_epoch < training.epochs:
+            last.append(evaluate(model, corpus.test, training.test))
+
+    text = corpus.head(experiment.train_tokens)
+    history = fit(model, text, training, experiment.seed, progress, checkpoint, at_end)
+    began = time.perf_counter()
+    test_nll, whole = (evaluate(model, corpus.test, which) for which in (training.test, training.whole_test))
+    testing = time.perf_counter() - began
+    count = n_parameters(model)
+    record = Record(
+        experiment=replace(experiment, corpus=corpus.name),
+        train=history.train,
+        valid=history.valid,
+        best_epoch=history.best_epoch,
+        test_nll=test_nll,
+        test_nll_whole=whole,
+        test_nll_last=last[0] if last else test_nll,
+        parameters=count.total,
+        parameters_without_embeddings=count.without_embeddings,
+        flops={
+            "paper": 2.0 * count.total * config.context * (training.epochs * training.windows_per_epoch),
+            "counted": experiment.flops(len(corpus.vocabulary)),
+        },
+        seconds={"training": history.seconds, "testing": testing},
+        machine=machine(device),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+    )
+    return model, history, record
 
 
-_one_at_a_time = threading.Lock()  # within a process, since training seeds the process's random generator
+_corpus = lru_cache(maxsize=2)(load_corpus)
 
 
 def run(
     experiment: Experiment,
-    store: Store,
+    store: Store | None = None,
     device: str | torch.device | None = "cpu",
     keep_checkpoint: bool = False,
 ) -> Record:
-    """The record of an experiment: out of the store, or by running it and keeping the record there.
+    """The record of an experiment: out of the store, or by ``trained`` and kept there; without a store, by ``trained``.
 
-    A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record,
-    its times aside. Where another process runs the same experiment, this one waits for that record.
-
-    Args:
-        experiment: what to run.
-        store: where its record is looked for and put.
-        device: ``cpu`` or ``cuda``, as text or as PyTorch's; None for the CPU.
-        keep_checkpoint: leave the last one, for the same experiment with more epochs to go on from.
+    A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record, its
+    times aside. Where another process or thread runs the same experiment, this one waits for that record. The last
+    checkpoint is kept if asked for: the same experiment with more epochs goes on from it.
 
     Raises:
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
-        ValueError, Diverged: as ``fit`` does; a device that PyTorch does not know is found before training.
+        ValueError, Diverged: as ``trained`` does.
     """
     device = _device(device)
+    if store is None:
+        return trained(experiment, _corpus(experiment.corpus), device, progress=False)[-1]
     if (record := store.get(experiment)) is not None:
         return record
-    with FileLock(store.running(experiment, "lock")), _one_at_a_time:
-        if (record := store.get(experiment)) is not None:  # another process was at it
+    with FileLock(store.running(experiment, "lock")):
+        if (record := store.get(experiment)) is not None:  # another was at it
             return record
-        corpus = _corpus(experiment.corpus, experiment.train_tokens)
-        training, vocab_size = experiment.training, len(corpus.vocabulary)
-        check_windows(corpus.test, "test", experiment.model.context, training.test)  # fit sees to the others
-        model = build(experiment.model, vocab_size, seed=experiment.seed).to(device)
         checkpoint = store.running(experiment, "safetensors")
-        if epochs_done(checkpoint) > training.epochs:  # kept by a longer run: leave it alone
-            checkpoint = store.running(experiment, f"{training.epochs}.safetensors")
-        last = []
-
-        def test_last(model: nn.Module, history: History):
-            if history.best_epoch < training.epochs:
-                last.append(evaluate(model, corpus.test, **training.test))
-
-        history = fit(model, corpus, training, experiment.seed, False, checkpoint, test_last)
-        began = time.perf_counter()
-        test_nll = evaluate(model, corpus.test, **training.test)
-        whole = evaluate(model, corpus.test, **training.whole_test)
-        count, windows = n_parameters(model), training.epochs * training.windows_per_epoch
-        record = Record(
-            experiment=experiment,
-            train=history.train,
-            valid=history.valid,
-            best_epoch=history.best_epoch,
-            test_nll=test_nll,
-            test_nll_whole=whole,
-            test_nll_last=last[0] if last else test_nll,
-            parameters=count.total,
-            parameters_without_embeddings=count.without_embeddings,
-            flops={
-                "paper": 2.0 * count.total * experiment.model.context * windows,
-                "counted": _training_flops(experiment),
-            },
-            seconds={"training": history.seconds, "testing": time.perf_counter() - began},
-            machine=machine(device),
-            versions={"python": platform.python_version(), "torch": torch.__version__},
-        )
+        if epochs_done(checkpoint) > experiment.training.epochs:  # kept by a longer run: leave it alone
+            checkpoint = store.running(experiment, f"{experiment.training.epochs}.safetensors")
+        record = trained(experiment, _corpus(experiment.corpus), device, False, checkpoint)[-1]
         store.put(record)
         checkpoint.with_name(f"{checkpoint.name}.partial").unlink(missing_ok=True)  # of a run killed while it wrote
         if not keep_checkpoint:
             checkpoint.unlink(missing_ok=True)
     return record
-
-
-@lru_cache
-def _training_flops(experiment: Experiment) -> float:
-    """What its record holds as flops["counted"]: of one window, measured, times the windows."""
-    vocabulary = _corpus(experiment.corpus, experiment.train_tokens).vocabulary
-    model, training = build(experiment.model, len(vocabulary), seed=0), experiment.training
-    tokens = torch.zeros(1, experiment.model.context, dtype=torch.int64)
-    targets = tokens if training.scored == "every" else tokens[:, 0]
-    return float(count_flops(model, tokens, targets) * training.epochs * training.windows_per_epoch)
 
 
 def _device(device: str | torch.device | None) -> str:
@@ -400,12 +385,9 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    return {
-        "processor": processor,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    system = f"{platform.system()} {platform.machine()}"
+    return {"processor": processor, "device": where, "threads": torch.get_num_threads(), "system": system}
 
 
 def run_all(
@@ -426,49 +408,45 @@ def run_all(
         executor: any ``concurrent.futures.Executor``: a process pool, a cluster's (``dask.distributed``'s
             ``Client(...).get_executor()``), or None to run one after the other here.
         store: a ``Store`` or its folder, which the executor's workers must see too.
-        device: where to train.
-        keep_checkpoints: as in ``run``; list shorter experiments before longer ones.
+        device, keep_checkpoints: as in ``run``; with checkpoints, list shorter experiments before longer ones.
         done: called with each record as it comes, those already there first.
 
     Raises:
         ExceptionGroup: if experiments failed; each error names its experiment.
-        BrokenExecutor: if the executor lost a worker, to the system when memory is short, say; a note names what is
-            not done.
+        BrokenExecutor: if the executor lost a worker, for want of memory, say; a note names what is not done.
     """
     store = store if isinstance(store, Store) else Store(store)
     wanted = list(experiments)
     records = {e: record for e in dict.fromkeys(wanted) if (record := store.get(e)) is not None}
     for record in records.values():
         done(record)
-    missing = [e for e in dict.fromkeys(wanted) if e not in records]
-    errors = []
+    missing, errors, futures = [e for e in dict.fromkeys(wanted) if e not in records], [], {}
 
-    def collect(experiment: Experiment, result: Callable[[], Record]):
-        try:
-            records[experiment] = result()
-        except BrokenExecutor:  # of all that are left, not of this experiment
-            raise
-        except Exception as error:
-            error.add_note(f"in experiment {experiment.name}")
-            errors.append(error)
-        else:
-            done(records[experiment])
-
-    if executor is None:
-        for experiment in missing:
-            collect(experiment, lambda e=experiment: run(e, store, device, keep_checkpoint=keep_checkpoints))
-    else:
-        futures = {executor.submit(run, e, store, device, keep_checkpoint=keep_checkpoints): e for e in missing}
+    def results() -> Iterator[tuple[Experiment, Callable[[], Record]]]:
+        if executor is None:
+            yield from ((e, lambda e=e: run(e, store, device, keep_checkpoints)) for e in missing)
+            return
+        futures.update({executor.submit(run, e, store, device, keep_checkpoints): e for e in missing})
         executor.submit(int)  # a process pool looks for lost workers among those that it had at the submission before
-        try:
-            for future in as_completed(futures):
-                collect(futures[future], future.result)
-        except BaseException as error:
-            if isinstance(error, BrokenExecutor):
-                error.add_note("not done: " + ", ".join(e.name for e in missing if e not in records))
-            for future in futures:
-                future.cancel()
-            raise
+        yield from ((futures[future], future.result) for future in as_completed(futures))
+
+    try:
+        for experiment, result in results():
+            try:
+                records[experiment] = result()
+            except BrokenExecutor:  # of all that are left, not of this experiment
+                raise
+            except Exception as error:
+                error.add_note(f"in experiment {experiment.name}")
+                errors.append(error)
+            else:
+                done(records[experiment])
+    except BaseException as error:
+        if isinstance(error, BrokenExecutor):
+            error.add_note("not done: " + ", ".join(e.name for e in missing if e not in records))
+        for future in futures:
+            future.cancel()
+        raise
     if errors:
         raise ExceptionGroup(f"{len(errors)} of {len(missing)} experiments failed", errors)
     return [records[e] for e in wanted]
@@ -503,14 +481,18 @@ def _start_worker():
 class Remaining:
     """What is left of a list of experiments, and an estimate of how long it takes.
 
-    An experiment is taken to last as long as this machine's records of its configuration did; without any, its
-    share of the counted FLOPs at the mean speed of this machine's records. With none at all there is no estimate.
+    A FLOP is taken to take as long as in this machine's records of the same experiment with other seeds, or else in
+    all of this machine's records. With none at all there is no estimate.
     """
 
     def __init__(self, experiments: Iterable[Experiment], store: Store, workers: int = 1, device: str = "cpu"):
-        self.workers, self._machine, self._store = workers, machine(device), store
+        self.workers, self._store, here = workers, store, machine(device)
+        self._seconds, self._flops = Counter(), Counter()  # of records, by experiment but for its seed; None: of all
+        self._spent, self.finished = 0.0, set()
+        for record in store:
+            if all(record.machine[k] == here[k] for k in ("processor", "device")):
+                self.add(record)
         self.want(experiments)
-        self._records = [record for record in store if self._is_here(record)]
         self._began, self._spent = time.monotonic(), 0.0
 
     def want(self, experiments: Iterable[Experiment]) -> None:
@@ -518,32 +500,22 @@ class Remaining:
         self.wanted = list(dict.fromkeys(experiments))
         self.finished = {e for e in self.wanted if e in self._store}
 
-    def _is_here(self, record: Record) -> bool:
-        return all(record.machine[k] == self._machine[k] for k in ("processor", "device"))
-
     def add(self, record: Record) -> None:
         """Count a record that has just come."""
         self.finished.add(record.experiment)
-        self._records.append(record)
-        self._spent += sum(record.seconds.values())
+        took = sum(record.seconds.values())
+        self._spent += took
+        for like in (replace(record.experiment, seed=0), None):
+            self._seconds[like] += took
+            self._flops[like] += record.experiment.flops()
 
     def seconds(self) -> float | None:
-        """Estimated seconds until all are done; None without a record, or without the corpus, to judge by."""
+        """Estimated seconds until all are done; None without a record to judge by."""
         left = [e for e in self.wanted if e not in self.finished]
-        if not self._records:
-            return None if left else 0.0
-        took: dict[Experiment, list[float]] = {}
-        for record in self._records:
-            took.setdefault(replace(record.experiment, seed=0), []).append(sum(record.seconds.values()))
-        spent = sum(map(sum, took.values()))
-        speed = sum(r.flops["counted"] for r in self._records) / spent if spent else math.inf
-        work = 0.0
-        for e in left:
-            like = took.get(replace(e, seed=0))
-            try:
-                work += sum(like) / len(like) if like else _training_flops(replace(e, seed=0)) / speed
-            except (CorpusUnavailable, CorpusDamaged):  # the run itself will say so
-                return None
+        if left and not self._flops:
+            return None
+        likes = [like if (like := replace(e, seed=0)) in self._flops else None for e in left]
+        work = sum(e.flops() * self._seconds[like] / self._flops[like] for e, like in zip(left, likes, strict=True))
         running = max(0.0, self.workers * (time.monotonic() - self._began) - self._spent)
         return max(0.0, work - running) / max(1, min(self.workers, len(left)))
 

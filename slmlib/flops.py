@@ -28,8 +28,8 @@ def forward_flops(
 
     ``written`` charges each product as the paper's code makes it. Linear: the window's embeddings, T·C numbers, times
     the head: 2TCV. MLP: 2TCh + 2h² + 2hV. Transformer, each layer: queries, keys and values 6TC²; their products
-    q kᵀ and a v, over all H heads together, 2T²C each; the output matrix 2TC²; the feed-forward layer 4TCF (6TCF
-    with SwiGLU); and once the head, 2SCV. The causal mask saves nothing: its half is computed and dropped.
+    q kᵀ and a v, over all H heads together, 2T²C each; the output matrix 2TC²; the feed-forward layer 4TCF; and once
+    the head, 2SCV. The causal mask saves nothing: its half is computed and dropped.
 
     ``needed`` charges what the scored positions need, which is what ``slmlib`` computes. The last layer needs keys and
     values everywhere, 4TC², but queries 2SC², q kᵀ and a v 2STC each, output 2SC² and feed-forward 4SCF at S positions.
@@ -63,7 +63,6 @@ def forward_flops(
     full = [T] * config.layers  # the positions at which each layer works
     if ledger != "written":
         full[-1] = S
-    matrices = 3 if config.ff_kind == "swiglu" else 2
     qkv = [2 * s * C * C + 4 * T * C * C for s in full]
     attention = [4 * s * T * C for s in full]
     if ledger == "absorbed" and scored == "last":
@@ -74,7 +73,7 @@ def forward_flops(
         "queries, keys, values": sum(qkv),
         "attention": sum(attention),
         "output matrix": sum(2 * s * C * C for s in full),
-        "feed-forward": sum(2 * matrices * s * C * config.ff_width for s in full),
+        "feed-forward": sum(4 * s * C * config.ff_width for s in full),
         "head": 2 * S * C * V,
     }
 

@@ -4,6 +4,7 @@ Every module maps token ids (B, T) to logits (B, V) for the token that follows t
 Shapes: B batch, T context, C model width, H heads, D = C / H head width, V vocabulary, L layers.
 """
 
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import Checked, integer, token_ids
+from .speed import Dropout
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
@@ -46,7 +48,7 @@ class TransformerConfig(Checked):
     heads: int = 4
     layers: int = 3
     ff_width: int = 256  # 0 leaves the feed-forward sublayer out
-    ff_kind: Literal["relu", "swiglu", "relu2"] = "relu"  # relu2: squared (So et al., 2021)
+    ff_kind: Literal["relu", "relu2"] = "relu"  # relu2: squared (So et al., 2021)
     dropout: float = 0.1  # after the feed-forward, and at dropout_site
     dropout_site: Literal["attention", "residual"] = "attention"  # on attention weights, or on each branch's output
     norm: Literal["post", "pre", "none"] = "post"  # after each residual sum, before each sublayer, no norm
@@ -64,14 +66,11 @@ class TransformerConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.d_model % self.heads:
-            raise ValueError(
-                f"TransformerConfig.heads must divide d_model, got heads={self.heads}, d_model={self.d_model}"
-            )
+            got = f"heads={self.heads}, d_model={self.d_model}"
+            raise ValueError(f"TransformerConfig.heads must divide d_model, got {got}")
         if self.positions == "rope" and self.head_width % 2:
-            raise ValueError(
-                "TransformerConfig.positions='rope' rotates pairs and needs an even head width, "
-                f"got d_model / heads = {self.d_model} / {self.heads} = {self.head_width}"
-            )
+            width = f"{self.d_model} / {self.heads} = {self.head_width}"
+            raise ValueError(f"TransformerConfig.positions='rope' needs an even d_model / heads, got {width}")
 
     @property
     def head_width(self) -> int:
@@ -104,27 +103,6 @@ class Linear(nn.Module):
         """(B, T) ids -> (B, V) logits."""
         _whole_windows(tokens, self.config.context)
         return self.head(self.embed(tokens).flatten(1))  # (B, T, C) -> (B, T·C) -> (B, V)
-
-
-class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014), with p rounded to a multiple of 2^-16.
-
-    In training each value is zeroed with probability p, the others are multiplied by 1 / (1 - p). It does as
-    ``nn.Dropout`` does, but four draws share one 64-bit random number: in a small transformer on a CPU,
-    drawing them one by one takes as long as every second matrix product.
-    """
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        dropped = min(round(self.p * 2**16), 2**16 - 1)
-        if not (self.training and dropped):
-            return x
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        draws = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -2^15 to 2^15 - 1
-        return x * (draws >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
 class MLP(nn.Module):
@@ -237,13 +215,12 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Position by position: C -> W -> C through ReLU, its square, or SwiGLU (Shazeer, 2020), then dropout."""
+    """Position by position: C -> W -> C through ReLU or its square, then dropout."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         C, W = config.d_model, config.ff_width
         self.up = nn.Linear(C, W)
-        self.gate = nn.Linear(C, W) if config.ff_kind == "swiglu" else None
         self.down = nn.Linear(W, C)
         self.dropout = Dropout(config.dropout)
         self.squared = config.ff_kind == "relu2"
@@ -251,7 +228,7 @@ class FeedForward(nn.Module):
             _zero(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        h = F.relu(self.up(x))  # (B, T, W)
         return self.dropout(self.down(h.square() if self.squared else h))
 
 
@@ -354,6 +331,7 @@ def evaluating(model: nn.Module):
 
 
 _MODULES = {LinearConfig: Linear, MLPConfig: MLP, TransformerConfig: Transformer}
+_building = threading.Lock()
 
 
 def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module:
@@ -371,14 +349,14 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
     vocab_size = integer("vocab_size", vocab_size)
     if seed is None:
         return _MODULES[type(config)](config, vocab_size)
-    with torch.random.fork_rng(devices=[]):
+    with _building, torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the one global generator
         torch.default_generator.manual_seed(random_stream(seed, "initialisation").initial_seed())
         return _MODULES[type(config)](config, vocab_size)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices between embedding and head: those that Muon updates."""
-    outer = [m for m in model.modules() if isinstance(m, nn.Embedding)] + [model.head]
+    outer = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is model.head]
     outer = {id(p) for m in outer for p in m.parameters()}
     return [p for p in model.parameters() if p.dim() == 2 and id(p) not in outer]
 
@@ -391,10 +369,9 @@ class ParameterCount(NamedTuple):
 def n_parameters(model: nn.Module) -> ParameterCount:
     """Number of trainable parameters, in all and without the embedding tables."""
     total = sum(p.numel() for p in model.parameters())
-    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = getattr(model, "head", None)
-    embeddings = sum(n for table, n in tables.items() if head is None or table != id(head.weight))
-    return ParameterCount(total, total - embeddings)
+    head = getattr(model, "head", None)  # a model that a chapter writes may call it something else
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} - {getattr(head, "weight", None)}
+    return ParameterCount(total, total - sum(table.numel() for table in tables))
 
 
 @torch.no_grad()
@@ -403,22 +380,19 @@ def generate(
     prompt: Tensor,
     n: int,
     temperature: float = 1.0,
-    top_k: int | None = None,
     generator: torch.Generator | None = None,
     pad: int = 0,
 ) -> Tensor:
     """Continue ``prompt`` by ``n`` sampled tokens.
 
-    The model always sees a whole window: the last T tokens, filled up on the left with ``pad`` while there
-    are fewer (id 0 is the newline in the character corpora). No model is trained on such padding: prefer a
-    prompt of at least T tokens.
+    The model always sees a whole window: the last T tokens, filled up on the left with ``pad`` while there are fewer
+    (id 0 is the newline in the character corpora). No model is trained on such padding: prefer a prompt of T or more.
 
     Args:
         model: any module of this file; it is sampled in evaluation mode and left in the mode it was in.
         prompt: 1-D ids, of any length, empty included.
         n: how many tokens to add.
         temperature: divides the logits; 0 takes the likeliest token each time.
-        top_k: sample among the k likeliest tokens only.
         generator: source of randomness, on the CPU; the global one if left out.
 
     Returns:
@@ -426,10 +400,9 @@ def generate(
 
     Raises:
         ValueError: for a prompt that is not 1-D integers or has one, or a pad, outside the vocabulary; for a negative
-            n or temperature, or a top_k below 1; or if the logits are not finite.
+            n or temperature; or if the logits are not finite.
     """
     vocab_size, n = model.embed.num_embeddings, integer("n", n, 0)
-    top_k = vocab_size if top_k is None else integer("top_k", top_k)
     if isinstance(temperature, bool) or not isinstance(temperature, Real) or not temperature >= 0:
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     context, device = model.config.context, next(model.parameters()).device
@@ -440,11 +413,8 @@ def generate(
             logits = model(ids[-context:][None].to(device))[0].float().cpu()  # (V,)
             if not logits.isfinite().all():
                 raise ValueError("the model's logits are NaN or infinite: its weights are, or have become too large")
-            likeliest = logits.topk(min(top_k, len(logits)))  # sorted: the first is the greedy choice
-            if temperature == 0:
-                chosen = 0
-            else:
-                p = ((likeliest.values - likeliest.values[0]) / max(temperature, 1e-30)).softmax(0)  # the largest is 0
-                chosen = torch.multinomial(p, 1, generator=generator)
+            likeliest = logits.topk(vocab_size)  # sorted: the first is the greedy choice
+            p = ((likeliest.values - likeliest.values[0]) / max(temperature, 1e-30)).softmax(0)  # the largest is 0
+            chosen = torch.multinomial(p, 1, generator=generator) if temperature else 0
             ids = torch.cat((ids, likeliest.indices[chosen].view(1)))
     return ids[context:]

@@ -1,13 +1,16 @@
-"""Training and evaluation windows: T tokens and the token that follows them, cut from one id tensor.
+"""Training windows, T tokens and the token that follows them, and which tokens of a split a loss is taken on.
 
 Shapes: B batch, T context, N windows.
 """
 
 import hashlib
 import operator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .checks import Checked
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
@@ -51,3 +54,45 @@ class Windows:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` window starts, uniform and with replacement: (count,) int64 on the generator's device."""
         return torch.randint(len(self), (count,), generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class Evaluation(Checked):
+    """Which tokens of a split a loss is taken on: the same object for networks and for counting models.
+
+    Raises:
+        ValueError: for a field that is not a positive integer or None; names it.
+    """
+
+    windows: int | None  # so many tokens in a row, each the target of one window; None: up to the split's end
+    stride: int = 1  # and of these every stride-th: the same text, at less cost
+    first: int | None = None  # the number of the first, from 0, whatever the context; None: the first after it
+
+    def scored(self, tokens: int, context: int, split: str = "split") -> range:
+        """The numbers of the scored tokens in a split of so many, each with ``context`` tokens before it.
+
+        Raises:
+            ValueError: if ``first`` lies within the context or beyond the end, or if there are fewer windows than asked
+                for; names the split.
+        """
+        first = context if self.first is None else self.first
+        there, wanted = tokens - first, f"the first token scored is {first}, but"
+        if first < context:
+            raise ValueError(f"the {split}: {wanted} a context of {context} tokens comes before it")
+        if there < 1:
+            raise ValueError(f"the {split}: {wanted} there are {tokens}, numbered from 0")
+        if self.windows is not None and self.windows > there:
+            raise ValueError(f"the {split}: {self.windows} windows are asked for (eval_windows), but it holds {there}")
+        return range(first, first + (self.windows or there), self.stride)
+
+    def mean(self, nll: Tensor, context: int = 0) -> float:
+        """The mean over the scored tokens of a counting model's NLL, (tokens,), one value for each of the split.
+
+        Raises:
+            ValueError: as ``scored`` does.
+        """
+        scored = self.scored(len(nll), context)
+        return nll[scored.start : scored.stop : scored.step].mean().item()
+
+
+WHOLE = Evaluation(None)  # every token of a split that has a whole context before it

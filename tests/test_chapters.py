@@ -125,15 +125,15 @@ def test_a_live_run_and_records_stand_in_one_table(live, monkeypatch, silent):
     assert table.loc["here", "paper"] == ("" if silent else f"{paper.run('Linear').test_nll:.3f}")
     values = chapters.recorded("Linear T=32")
     assert table.loc["Linear T=32", "test NLL"] == chapters.plus_minus(values)
-    assert table.loc["Linear T=32", "windows"] == "60,000" and table.loc["here", "parameters"] == "1,073,345"
+    assert table.loc["Linear T=32", "windows"] == "60,000" and table.loc["Linear T=32", "parameters"] == "274,625"
 
 
 def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
     """A model that knows the answers by heart up to where it was tested would tell: compare the targets themselves."""
     seen = []
 
-    def fake_evaluate(model, ids, n, stride, first):
-        seen.append(ids[first:][:n:stride])
+    def fake_evaluate(model, ids, evaluation):
+        seen.append(ids[list(evaluation.scored(len(ids), model.config.context))])
         return 0.0
 
     monkeypatch.setattr(chapters, "evaluate", fake_evaluate)
@@ -141,7 +141,9 @@ def test_every_context_is_tested_on_the_same_tokens(monkeypatch):
     training = TrainingConfig(epochs=1, windows_per_epoch=64, eval_windows=100)
     for context in (1, 8, 128):
         chapters.train("Linear", LinearConfig(context, 4), training, corpus, seed=0)
-    assert len(seen) == 3 and all(torch.equal(targets, corpus.test[128:228]) for targets in seen)
+    tests, whole = seen[::2], seen[1::2]
+    assert len(tests) == 3 and all(torch.equal(targets, corpus.test[128:228]) for targets in tests)
+    assert all(torch.equal(targets, corpus.test[128::11]) for targets in whole)
 
 
 HISTORY = History(step_losses=[4.0, 3.5, 3.2, 3.1], train=[3.75, 3.15], valid=[3.4, 3.2])
@@ -300,7 +302,7 @@ def test_losses_by_epoch():
 
 def test_numbers_as_text():
     half = stats.half_interval([-0.1, -0.2, -0.15])
-    assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 (−{0.15 + half:.3f} to {half - 0.15:+.3f})"
+    assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 (−{0.15 + half:.3f} to −{0.15 - half:.3f})"
     assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1), 1) == "+0.1 (+0.0 to +0.2)"
     assert chapters.signed(-0.0123) == "−0.012" and chapters.signed(2, 1) == "+2.0"
     assert chapters.plus_minus([2.0, 2.1]) == "2.050 ± 0.071" and chapters.plus_minus([2.0], 1) == "2.0"

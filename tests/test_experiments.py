@@ -17,13 +17,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import epochs_in, same
 from filelock import FileLock, Timeout
 
-from slmlib import experiments, training
-from slmlib.corpora import CorpusUnavailable, exact_name, load_corpus
-from slmlib.experiments import Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run, run_all
+from slmlib import checkpoints, experiments, training
+from slmlib.checkpoints import epochs_done
+from slmlib.corpora import exact_name, load_corpus
+from slmlib.experiments import Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run, run_all, trained
+from slmlib.flops import count_flops
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
-from slmlib.training import Diverged, TrainingConfig, epochs_done, evaluate, fit
+from slmlib.training import Diverged, TrainingConfig, evaluate, fit
+from slmlib.windows import Evaluation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = TrainingConfig(3, windows_per_epoch=64, eval_windows=2_000, eval_stride=200, batch=32, learning_rate=0.01)
 LINEAR = Experiment("python-docs", LinearConfig(context=8, d_model=6), QUICK, 0)
@@ -32,25 +38,12 @@ ATTENTION = Experiment(
     "python-docs", TransformerConfig(context=8, d_model=8, heads=2, layers=2, ff_width=12, dropout=0.3), QUICK, 2
 )
 THREE = (LINEAR, MLP, ATTENTION)
-GOOD_AND_BAD = (
+SHORT, DIVERGING, UNKNOWN = FAILING = (
     replace(LINEAR, train_tokens=8),  # no window of 8 and its target
-    LINEAR,
-    replace(MLP, training=replace(QUICK, learning_rate=1e30)),  # diverges
-    MLP,
+    replace(MLP, training=replace(QUICK, learning_rate=1e30)),
     replace(LINEAR, corpus="no-such-corpus"),
 )
 three = pytest.mark.parametrize("experiment", THREE, ids=lambda e: e.kind)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Here and in the processes started from here: the number of threads may change the last bits."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -67,86 +60,67 @@ def store(tmp_path):
 
 
 def made_up(experiment=LINEAR, **changes):
-    return Record(
-        **{
-            "experiment": experiment,
-            "train": [3.5, 0.1 + 0.2, 1e-300],
-            "valid": [1 / 3, 2.0, 2.5],
-            "best_epoch": 1,
-            "test_nll": 2 / 3,
-            "test_nll_whole": 0.7,
-            "parameters": 10,
-            "parameters_without_embeddings": 8,
-            "flops": {"paper": 1e15 / 3, "counted": 7.0},
-            "seconds": {"training": 1.1, "testing": 0.3},
-            "machine": {"processor": "an “abacus”", "threads": 1},
-            "versions": {"python": "3.11.7"},
-            **changes,
-        }
-    )
+    values = {
+        **{"train": [3.5, 0.1 + 0.2, 1e-300], "valid": [1 / 3, 2.0, 2.5], "best_epoch": 1, "test_nll": 2 / 3},
+        **{"test_nll_whole": 0.7, "parameters": 10, "parameters_without_embeddings": 8},
+        **{"flops": {"paper": 1e15 / 3, "counted": 7.0}, "seconds": {"training": 1.1, "testing": 0.3}},
+        **{"machine": {"processor": "an “abacus”", "threads": 1}, "versions": {"python": "3.11.7"}},
+    }
+    return Record(experiment, **{**values, **changes})
 
 
-def timeless(record, machine=True):
-    return replace(record, seconds={}) if machine else replace(record, seconds={}, machine={})
+def timeless(record, **also):
+    return replace(record, seconds={}, **also)
 
 
 def never(*_args, **_options):
     raise AssertionError("this was not to be called")
 
 
+def with_epochs(experiment, epochs):
+    return replace(experiment, training=replace(experiment.training, epochs=epochs))
+
+
 # Experiment
 
 
 @three
-def test_a_spec_gives_the_experiment_back(experiment):
-    for e in (experiment, replace(experiment, train_tokens=70)):
-        again = Experiment.from_spec(json.loads(json.dumps(e.spec())))
-        assert again == e
-        assert (again.key, again.name, hash(again)) == (e.key, e.name, hash(e))
-
-
-@three
-def test_an_experiment_is_frozen_and_named_by_what_it_is(experiment):
+def test_an_experiment_is_frozen_named_by_what_it_is_and_its_spec_gives_it_back(experiment):
     kind, seed = {LINEAR: ("linear", 0), MLP: ("mlp", 1), ATTENTION: ("transformer", 2)}[experiment]
     assert experiment.kind == kind
     assert experiment.corpus == exact_name("python-docs")  # another text under each Python: another key
     assert experiment.name == f"{experiment.corpus}-{kind}-T8-s{seed}-{experiment.key}"
-    assert len(experiment.key) == 10
-    assert set(experiment.key) <= set("0123456789abcdef")
+    assert re.fullmatch("[0-9a-f]{10}", experiment.key)
     with pytest.raises(FrozenInstanceError):
         experiment.seed = 5
+    for e in (experiment, replace(experiment, train_tokens=70)):
+        again = Experiment.from_spec(json.loads(json.dumps(e.spec())))
+        assert (again, again.key, again.name, hash(again)) == (e, e.key, e.name, hash(e))
 
 
 def test_numbers_that_are_equal_give_one_key():
-    floats, integers = replace(MLP, model=MLPConfig(dropout=0.0)), replace(MLP, model=MLPConfig(dropout=0))
-    assert floats.key == integers.key
-    minus = replace(MLP, model=MLPConfig(dropout=-0.0))
-    assert (minus.key, minus) == (floats.key, floats)
     numpy = Experiment("ptb", MLPConfig(np.int64(8), dropout=np.float64(0.1)), TrainingConfig(np.int32(3)), np.int64(1))
-    python = Experiment("ptb", MLPConfig(8, dropout=0.1), TrainingConfig(3), 1)
-    assert numpy == python and numpy.key == python.key and numpy.spec() == json.loads(json.dumps(numpy.spec()))
-    one, one_point_zero = (replace(MLP, training=TrainingConfig(learning_rate=rate)) for rate in (1, 1.0))
-    assert one.key == one_point_zero.key
-    assert one == one_point_zero
+    for one, other in (
+        [replace(MLP, model=MLPConfig(dropout=p)) for p in (0.0, 0)],
+        [replace(MLP, model=MLPConfig(dropout=p)) for p in (0.0, -0.0)],
+        [replace(MLP, training=TrainingConfig(learning_rate=r)) for r in (1, 1.0)],
+        [numpy, Experiment("ptb", MLPConfig(8, dropout=0.1), TrainingConfig(3), 1)],
+    ):
+        assert (one, one.key, one.spec()) == (other, other.key, json.loads(json.dumps(other.spec())))
 
 
 def changed(config):
     """That config once for each of its fields, with another value there."""
     for f in fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, str) and not get_args(f.type):
-            continue
         if isinstance(value, str):
-            for choice in set(get_args(f.type)) - {value}:
-                yield replace(config, **{f.name: choice})
+            yield from (replace(config, **{f.name: other}) for other in set(get_args(f.type)) - {value})
         elif isinstance(value, bool):
             yield replace(config, **{f.name: not value})
-        elif value is None:
-            yield replace(config, **{f.name: 100})
         elif f.name == "weight_decay":
             yield replace(config, optimiser="adamw", weight_decay=0.1)
-        elif value == 0:
-            yield replace(config, **{f.name: 0.25})
+        elif not value:
+            yield replace(config, **{f.name: 100 if value is None else 0.25})
         else:
             yield replace(config, **{f.name: value / 2 if isinstance(value, float) else 2 * value})
 
@@ -155,9 +129,7 @@ def changed(config):
 def test_every_field_changes_the_key(experiment):
     all_of_them = [
         experiment,
-        replace(experiment, corpus="ptb"),
-        replace(experiment, seed=9),
-        replace(experiment, train_tokens=1),
+        *(replace(experiment, **change) for change in ({"corpus": "ptb"}, {"seed": 9}, {"train_tokens": 1})),
         replace(experiment, training=replace(QUICK, eval_windows=None)),
         *(replace(experiment, model=model) for model in changed(experiment.model)),
         *(replace(experiment, training=training) for training in changed(QUICK)),
@@ -166,11 +138,7 @@ def test_every_field_changes_the_key(experiment):
     assert len({e.key for e in all_of_them}) == len({e.name for e in all_of_them}) == len(all_of_them)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [LinearConfig(context=8), MLPConfig(hidden=12), TransformerConfig(layers=2)],
-    ids=lambda m: type(m).__name__,
-)
+@pytest.mark.parametrize("model", [LinearConfig(context=8), MLPConfig(hidden=12), TransformerConfig(layers=2)])
 def test_fields_at_their_defaults_may_be_missing_from_a_spec(model):
     experiment = Experiment("ptb", model, TrainingConfig(epochs=9), 0)
     spec = experiment.spec()
@@ -179,50 +147,34 @@ def test_fields_at_their_defaults_may_be_missing_from_a_spec(model):
         spec[part] = {k: v for k, v in spec[part].items() if k == "kind" or v != getattr(default, k)}
     assert (len(spec["model"]), spec["training"]) == (2, {"epochs": 9})
     again = Experiment.from_spec(spec)
-    assert again == experiment
-    assert again.key == experiment.key
+    assert (again, again.key) == (experiment, experiment.key)
 
 
 PAPER = {
-    "epochs": 3,
-    "windows_per_epoch": 50_000,
-    "eval_windows": 10_000,
-    "eval_stride": 1,
-    "batch": 64,
-    "learning_rate": 3e-4,
-    "scored": "last",
+    **{"epochs": 3, "windows_per_epoch": 50_000, "eval_windows": 10_000, "eval_stride": 1},
+    **{"batch": 64, "learning_rate": 3e-4, "scored": "last"},
 }
-PINNED = {  # published records have them: they may not change, and neither may what the defaults mean
-    "1f64a38c1d": {"kind": "linear", "context": 128, "d_model": 128},
-    "073313278a": {"kind": "mlp", "context": 128, "d_model": 128, "hidden": 256, "dropout": 0.1},
-    "7996754a73": {
-        "kind": "transformer",
-        "context": 128,
-        "d_model": 128,
-        "heads": 4,
-        "layers": 3,
-        "ff_width": 256,
-        "ff_kind": "relu",
-        "dropout": 0.1,
-        "dropout_site": "attention",
-        "norm": "post",
-        "positions": "learned",
-        "residual": True,
-        "qkv_init": "xavier",
-    },
+BLOCKS = {
+    **{"kind": "transformer", "context": 128, "d_model": 128, "heads": 4, "layers": 3, "ff_width": 256},
+    **{"ff_kind": "relu", "dropout": 0.1, "dropout_site": "attention", "norm": "post", "positions": "learned"},
+    **{"residual": True, "qkv_init": "xavier"},
 }
+TEN_EPOCHS = {"training": {**PAPER, "epochs": 10, "learning_rate": 0.001, "eval_windows": None}}
 
 
-@pytest.mark.parametrize(("key", "model"), PINNED.items())
-def test_keys_stay_what_they_were(key, model):
+@pytest.mark.parametrize(
+    ("key", "model", "others"),
+    [
+        ("1f64a38c1d", {"kind": "linear", "context": 128, "d_model": 128}, {}),
+        ("073313278a", {"kind": "mlp", "context": 128, "d_model": 128, "hidden": 256, "dropout": 0.1}, {}),
+        ("7996754a73", BLOCKS, {}),
+        ("70834c03ac", {"kind": "linear"}, {"corpus": "ptb", "seed": 7, "train_tokens": 1_000, **TEN_EPOCHS}),
+    ],
+)
+def test_keys_stay_what_they_were(key, model, others):
+    """Published records have them: they may not change, and neither may what the defaults mean."""
     spec = {"corpus": "tiny_shakespeare", "train_tokens": None, "model": model, "training": PAPER, "seed": 0}
-    assert Experiment.from_spec(spec).key == key
-
-
-def test_the_key_of_another_training_stays_what_it_was():
-    training = {**PAPER, "epochs": 10, "learning_rate": 0.001, "eval_windows": None}
-    spec = {"corpus": "ptb", "model": {"kind": "linear"}, "training": training, "seed": 7, "train_tokens": 1_000}
-    assert Experiment.from_spec(spec).key == "70834c03ac"
+    assert Experiment.from_spec({**spec, **others}).key == key
 
 
 @pytest.mark.parametrize(
@@ -235,10 +187,8 @@ def test_the_key_of_another_training_stays_what_it_was():
     ],
 )
 def test_a_bad_field_is_named_with_its_value(field, value):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=rf"Experiment\.{field} .*{re.escape(repr(value))}"):
         replace(LINEAR, **{field: value})
-    assert f"Experiment.{field}" in str(error.value)
-    assert repr(value) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -261,16 +211,15 @@ def test_a_spec_with_something_unknown_or_wrong_is_refused_by_name(part, change,
         Experiment.from_spec(spec)
 
 
-# Record
+# Record and Store
 
 
 @three
 def test_a_record_comes_back_from_json_bit_for_bit(experiment):
     record = made_up(experiment)
     text = record.to_json()
-    again = Record.from_json(text)
-    assert again == record
-    assert again.to_json() == text
+    assert Record.from_json(text) == record
+    assert Record.from_json(text).to_json() == text
     assert json.loads(text)["key"] == experiment.key
     assert text.endswith("}\n")
 
@@ -281,33 +230,25 @@ def tampered(path, change):
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
+def tampering(change):
+    return lambda path: tampered(path, change)
+
+
 SPOILERS = {
-    "another seed": lambda path: tampered(path, lambda values: values["experiment"].update(seed=5)),
-    "another rate": lambda path: tampered(path, lambda v: v["experiment"]["training"].update(learning_rate=0.5)),
-    "another key": lambda path: tampered(path, lambda values: values.update(key="0123456789")),
-    "no key": lambda path: tampered(path, lambda values: values.pop("key")),
-    "a field is missing": lambda path: tampered(path, lambda values: values.pop("test_nll")),
-    "no experiment": lambda path: tampered(path, lambda values: values.pop("experiment")),
-    "no model": lambda path: tampered(path, lambda values: values["experiment"].pop("model")),
+    "another seed": tampering(lambda values: values["experiment"].update(seed=5)),
+    "another rate": tampering(lambda values: values["experiment"]["training"].update(learning_rate=0.5)),
+    "another key": tampering(lambda values: values.update(key="0123456789")),
+    "no key": tampering(lambda values: values.pop("key")),
+    "a field is missing": tampering(lambda values: values.pop("test_nll")),
+    "no experiment": tampering(lambda values: values.pop("experiment")),
+    "no model": tampering(lambda values: values["experiment"].pop("model")),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-10]),
     "empty": lambda path: path.write_bytes(b""),
     "a list": lambda path: path.write_bytes(b"[1, 2]"),
     "a number": lambda path: path.write_bytes(b"3"),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "another experiment's record": lambda path: path.write_text(made_up(MLP).to_json(), encoding="utf-8"),
 }
-
-
-@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
-def test_a_spoilt_file_is_named_and_what_to_do(store, spoil):
-    store.put(made_up())
-    spoil(store.path(LINEAR))
-    for read in (lambda: store.get(LINEAR), lambda: list(store)):
-        with pytest.raises(ValueError) as error:
-            read()
-        assert str(store.path(LINEAR)) in str(error.value)
-        assert "ove the file away" in str(error.value)
-
-
 WRONG = {
     "test_nll": ("2.5", None, float("nan"), float("inf"), -0.1, True, [2.5]),
     "test_nll_whole": ("2.5", None),
@@ -321,14 +262,19 @@ WRONG = {
     "machine": (3, None, []),
     "versions": (3, {"python": 3.11}),
 }
+VALUES = {(n, repr(v)): tampering(lambda vs, n=n, v=v: vs.update({n: v})) for n, vs in WRONG.items() for v in vs}
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_value_that_cannot_be_right_is_named_with_its_file(store, name, value):
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [*((spoil, "move") for spoil in SPOILERS.values()), *((spoil, f"{n} must be") for (n, _), spoil in VALUES.items())],
+    ids=[*SPOILERS, *map("-".join, VALUES)],
+)
+def test_a_file_that_cannot_be_right_is_named_with_what_is_wrong_and_what_to_do(store, spoil, named):
     store.put(made_up())
-    tampered(store.path(LINEAR), lambda values: values.update({name: value}))
-    for read in (lambda: store.get(LINEAR), lambda: list(store), lambda: run(LINEAR, store)):
-        with pytest.raises(RecordDamaged, match=rf"{re.escape(str(store.path(LINEAR)))}: {name} must be"):
+    spoil(store.path(LINEAR))
+    for read in (lambda: store.get(LINEAR), store.found, lambda: run(LINEAR, store)):
+        with pytest.raises(RecordDamaged, match=f"(?i){re.escape(str(store.path(LINEAR)))}.*{named}"):
             read()
 
 
@@ -360,54 +306,22 @@ def test_files_that_are_not_named_as_records_are_passed_over(store, name):
     assert [r.test_nll for r in store] == [0.5] == [store.found()[LINEAR].test_nll]
 
 
-def test_a_file_with_another_experiments_record_is_refused(store):
-    store.put(made_up(MLP))
-    store.path(MLP).rename(store.path(LINEAR))
-    for read in (lambda: run(LINEAR, store), store.found):
-        with pytest.raises(RecordDamaged, match="another experiment") as error:
-            read()
-        assert str(store.path(LINEAR)) in str(error.value)
-
-
-# Store
-
-
-def test_a_store_gives_what_was_put(store):
-    assert store.get(LINEAR) is None
-    assert LINEAR not in store
-    assert list(store) == []
-    store.put(made_up())
-    assert LINEAR in store
-    assert MLP not in store
-    assert store.get(LINEAR) == made_up()
-    assert store.get(replace(LINEAR, seed=1)) is None
-    store.put(made_up(test_nll=0.5))
-    assert store.get(LINEAR).test_nll == 0.5
-    assert [path.name for path in store.folder.glob("*.json")] == [f"{LINEAR.name}.json"]
-
-
-def test_a_store_gives_its_records_by_experiment(store):
-    assert store.found() == {}
-    store.put(made_up())
-    store.put(made_up(MLP))
-    assert store.found() == {LINEAR: made_up(), MLP: made_up(MLP)}
-
-
-def test_iteration_is_by_file_name_and_sees_records_alone(store):
-    seeds = [10, 3, 2, 1]
-    for e in [*THREE, *(replace(LINEAR, seed=seed) for seed in seeds)]:
+def test_a_store_gives_what_was_put_by_file_name(store):
+    assert (store.get(LINEAR), LINEAR in store, list(store), store.found()) == (None, False, [], {})
+    wanted = [*THREE, *(replace(LINEAR, seed=seed) for seed in (10, 3, 2, 1))]
+    for e in wanted:
         store.put(made_up(e))
-        store.running(e, "lock").touch()
         store.running(e, "json").write_text("half a rec", encoding="utf-8")
-    (store.folder / "README.md").write_text("about these", encoding="utf-8")
-    names = [record.experiment.name for record in store]
-    assert names == sorted(names)
-    assert len(names) == 3 + len(seeds)
+    assert LINEAR in store and replace(LINEAR, seed=9) not in store
+    assert (store.get(MLP), store.get(replace(MLP, seed=9))) == (made_up(MLP), None)
+    assert store.found() == {e: made_up(e) for e in wanted}
+    assert [r.experiment.name for r in store] == sorted(e.name for e in wanted)
+    assert [r.experiment.name for r in store] == sorted(path.stem for path in store.folder.glob("*.json"))
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
 @pytest.mark.parametrize("before", [None, made_up()], ids=["new", "there already"])
-def test_a_record_is_put_whole_or_not_at_all(store, monkeypatch, function, before):
+def test_a_record_is_put_whole_or_not_at_all_and_a_full_disk_not_kept_full(store, monkeypatch, function, before):
     if before:
         store.put(before)
 
@@ -415,95 +329,143 @@ def test_a_record_is_put_whole_or_not_at_all(store, monkeypatch, function, befor
         os.ftruncate(file, os.fstat(file).st_size // 2)
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, function, {"replace": never, "fsync": half}[function])
-    with pytest.raises((OSError, AssertionError)):
+    with monkeypatch.context() as patch, pytest.raises((OSError, AssertionError)):
+        patch.setattr(os, function, {"replace": never, "fsync": half}[function])
         store.put(made_up(test_nll=0.5))
     assert store.get(LINEAR) == before
-    assert list(store) == [before] * bool(before)
-    monkeypatch.undo()
+    assert list(store) == [before] * bool(before) and not list(store.folder.rglob("*.partial"))
     store.put(made_up(test_nll=0.5))
     assert store.get(LINEAR).test_nll == 0.5
 
 
-# run
+# trained, and run
 
 
-@pytest.mark.parametrize("train_tokens", [None, 40])
+BY_HEART = {  # forty tokens: validation is best before the end
+    "training": replace(QUICK, epochs=12, eval_windows=30_000, learning_rate=0.1),
+    "train_tokens": 40,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, BY_HEART, {"training": replace(QUICK, eval_windows=None, eval_stride=50, eval_from=20)}],
+    ids=["plain", "by heart", "from a token on"],
+)
 @three
-def test_a_run_records_what_fit_and_evaluate_give(store, experiment, train_tokens):
-    """With forty tokens learnt by heart validation is best before the end; the cap is on the train split alone."""
-    if train_tokens:
-        training = replace(QUICK, epochs=12, eval_windows=30_000, learning_rate=0.1)
-        experiment = replace(experiment, training=training, train_tokens=train_tokens)
-    training, whole = experiment.training, load_corpus("python-docs")
+def test_a_record_is_what_fit_and_evaluate_give_on_disk_or_in_memory(store, experiment, changes):
+    experiment = replace(experiment, **changes)
+    steps, whole = experiment.training, load_corpus("python-docs")
     record = run(experiment, store)
-    corpus = replace(whole, train=whole.train[:train_tokens])
-    model = build(experiment.model, len(whole.vocabulary), seed=experiment.seed)
-    history = fit(model, corpus, training, experiment.seed, progress=False)
+    model, last = build(experiment.model, len(whole.vocabulary), seed=experiment.seed), []
+    corpus = replace(whole, train=whole.train[: experiment.train_tokens])  # the cap is on the train split alone
+    test = Evaluation(steps.eval_windows, steps.eval_stride, steps.eval_from)
+    history = fit(
+        model, corpus, steps, experiment.seed, False, at_end=lambda m, _: last.append(evaluate(m, whole.test, test))
+    )
     assert record.experiment == experiment
     assert (record.train, record.valid, record.best_epoch) == (history.train, history.valid, history.best_epoch)
-    if train_tokens:
-        assert record.best_epoch < training.epochs
-    assert record.test_nll == evaluate(model, whole.test, training.eval_windows, training.eval_stride)
-    assert record.test_nll_whole == evaluate(model, whole.test, stride=min(8, training.eval_stride)) != record.test_nll
-    count = n_parameters(model)
+    assert (record.test_nll, [record.test_nll_last]) == (evaluate(model, whole.test, test), last)
+    assert (record.best_epoch < steps.epochs) == (record.test_nll_last != record.test_nll) == (changes is BY_HEART)
+    assert record.test_nll_whole == evaluate(model, whole.test, Evaluation(None, 8, steps.eval_from))
+    count, windows = n_parameters(model), steps.epochs * steps.windows_per_epoch
     assert (record.parameters, record.parameters_without_embeddings) == count
-    windows = training.epochs * training.windows_per_epoch
-    assert record.flops["paper"] == 2 * count.total * 8 * windows
-    if experiment.kind == "linear":  # one product forward, two backward
-        assert record.flops["counted"] == 3 * 2 * (8 * 6) * len(whole.vocabulary) * windows
-    assert record.seconds.keys() == {"training", "testing"}
-    assert min(record.seconds.values()) > 0
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    counted = count_flops(model, tokens, tokens[:, 0]) * windows
+    assert record.flops == {"paper": 2 * count.total * 8 * windows, "counted": counted}
+    assert record.seconds.keys() == {"training", "testing"} and min(record.seconds.values()) > 0
     assert (record.machine["device"], record.machine["threads"]) == ("cpu", 1)
     assert record.versions == {"python": platform.python_version(), "torch": torch.__version__}
     assert store.get(experiment) == record
+    assert timeless(run(experiment)) == timeless(record)  # without a store
+    live, same_history, in_memory = trained(experiment, whole, progress=False)
+    assert same(live, model) and timeless(in_memory) == timeless(record) and same_history.valid == history.valid
 
 
-def test_a_run_tests_from_the_first_token_asked_for(store):
-    training = replace(QUICK, eval_windows=None, eval_stride=50, eval_from=20)
-    record, whole = run(replace(LINEAR, training=training), store), load_corpus("python-docs")
-    model = build(LINEAR.model, len(whole.vocabulary), seed=LINEAR.seed)
-    fit(model, whole, training, LINEAR.seed, progress=False)
-    assert record.test_nll == evaluate(model, whole.test, stride=50, first=20)
-    assert record.test_nll_whole == evaluate(model, whole.test, stride=8, first=20)
+def test_a_corpus_may_stand_in_and_the_record_names_it():
+    whole = replace(load_corpus("python-docs"), stands_in_for="ptb")
+    _, _, record = trained(replace(MLP, corpus="ptb"), whole, progress=False)
+    assert timeless(record) == timeless(run(MLP))
 
 
-def test_a_test_split_that_is_too_short_is_told_before_training(store, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "device", "named"),
+    [
+        ({}, "cpu", "the test split: 2000 windows .* 992"),
+        ({"training": replace(QUICK, eval_from=1000)}, "cpu", "the test split: the first token scored is 1000"),
+        *(({}, device, "device must be") for device in ("gpu", 3.5, [], "cpu0")),
+    ],
+)
+def test_what_the_test_or_the_device_lacks_is_told_before_training(store, monkeypatch, change, device, named):
     whole = load_corpus("python-docs")
     monkeypatch.setattr(experiments, "fit", never)
     monkeypatch.setattr(experiments, "_corpus", lambda *_: replace(whole, test=whole.test[:1000]))
-    with pytest.raises(ValueError, match="2000, but the test split holds 992 windows"):
-        run(LINEAR, store)
-    with pytest.raises(ValueError, match="the test split: the first token scored is 1000"):
-        run(replace(LINEAR, training=replace(QUICK, eval_from=1000)), store)
+    with pytest.raises(ValueError, match=named):
+        run(replace(LINEAR, **change), store, device)
 
 
-def test_what_is_recorded_is_not_run_again(store, monkeypatch):
-    record = run(MLP, store)
+@pytest.mark.parametrize("device", [torch.device("cpu"), None])
+def test_a_device_may_be_pytorchs_or_none(store, device):
+    assert run(LINEAR, store, device).machine["device"] == "cpu"
+
+
+def test_what_is_recorded_is_not_run_again_and_leaves_no_checkpoint(store, monkeypatch):
+    records = [run(replace(ATTENTION, seed=seed), store) for seed in (2, 0)]  # the second beside what the first left
+    assert {path.suffix for path in store.folder.rglob("*") if path.is_file()} == {".json", ".lock"}
     monkeypatch.setattr(experiments, "fit", never)
-    assert run(MLP, store) == record
+    assert run(ATTENTION, store) == records[0]
     with pytest.raises(AssertionError, match="not to be called"):
         run(LINEAR, store)
 
 
-def test_a_run_leaves_its_record_and_no_checkpoint(store):
-    for seed in (0, 1):  # the second time beside what the first left
-        run(replace(ATTENTION, seed=seed), store)
-        left = [path for path in store.folder.rglob("*") if path.is_file()]
-        assert sum(path.suffix == ".json" for path in left) == seed + 1
-        assert all(path.suffix in (".json", ".lock") for path in left)
-
-
 def test_a_failed_run_leaves_no_record_and_frees_the_experiment(store, monkeypatch):
-    def interrupted(*_args, **_options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(experiments, "evaluate", interrupted)  # after training
-        with pytest.raises(KeyboardInterrupt):
-            run(MLP, store)
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(experiments, "evaluate", never)  # after training
+        run(MLP, store)
     assert list(store) == []
-    assert timeless(run(MLP, store)) == timeless(run(MLP, Store(store.folder / "another")))
+    assert timeless(run(MLP, store)) == timeless(run(MLP))
+
+
+# Longer runs go on from shorter ones
+
+
+def test_a_longer_run_goes_on_from_a_kept_checkpoint_to_the_same_bits(store, monkeypatch):
+    short, long = ATTENTION, with_epochs(ATTENTION, 5)
+    alone, looks = [run(e) for e in (short, long)], []
+    first = run(short, store, keep_checkpoint=True)
+    checkpoint = store.running(short, "safetensors")
+    assert epochs_done(checkpoint) == 3 and checkpoint == store.running(long, "safetensors")
+    monkeypatch.setattr(training, "evaluate", lambda *a, **k: looks.append(0) or evaluate(*a, **k))
+    second = run(long, store)
+    assert len(looks) == 2 and len(second.valid) == 5  # two epochs were left to train
+    assert [timeless(r) for r in (first, second)] == [timeless(r) for r in alone]
+    assert not checkpoint.exists()
+
+
+def test_a_shorter_run_leaves_a_longer_ones_checkpoint_alone(store):
+    short, long = with_epochs(ATTENTION, 2), with_epochs(ATTENTION, 4)
+    run(long, store, keep_checkpoint=True)
+    checkpoint = store.running(long, "safetensors")
+    before = checkpoint.read_bytes()
+    assert timeless(run(short, store)) == timeless(run(short))
+    assert checkpoint.read_bytes() == before
+    assert [p.name for p in checkpoint.parent.glob("*.safetensors")] == [checkpoint.name]
+
+
+def test_run_all_keeps_checkpoints_if_asked(store):
+    run_all([with_epochs(LINEAR, epochs) for epochs in (1, 2, 4)], store=store, keep_checkpoints=True)
+    assert epochs_done(store.running(LINEAR, "safetensors")) == 4
+    run_all([replace(LINEAR, seed=5)], store=store)
+    assert not store.running(replace(LINEAR, seed=5), "safetensors").exists()
+
+
+def test_epochs_done_of_nothing_and_of_something_else(tmp_path):
+    assert epochs_done(tmp_path / "none") == 0
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    for name in ("garbage", "other"):
+        with pytest.raises(ValueError, match=rf"{name}.*delete"):
+            epochs_done(tmp_path / name)
 
 
 # run_all
@@ -558,17 +520,17 @@ def test_the_executor_changes_no_bit(store, executor, one_by_one):
     """Those with dropout, two at a time: they may not draw from each other's random numbers."""
     assert len({tuple(record.train) for record in one_by_one}) == len(SEVERAL)
     for record, expected in zip(run_all(SEVERAL, executor, store), one_by_one, strict=True):
-        assert timeless(record, machine=False) == timeless(expected, machine=False)
+        assert timeless(record, machine={}) == timeless(expected, machine={})
 
 
 @on("none", "threads", "processes")
 def test_failures_are_named_and_the_others_kept(store, executor):
-    seen, (short, _, diverging, _, unknown) = [], GOOD_AND_BAD
+    seen = []
     with pytest.raises(ExceptionGroup, match="3 of 5 experiments failed") as error:
-        run_all(GOOD_AND_BAD, executor, store, done=seen.append)
+        run_all([SHORT, LINEAR, DIVERGING, MLP, UNKNOWN], executor, store, done=seen.append)
     failures = {failure.__notes__[-1]: failure for failure in error.value.exceptions}
-    assert failures.keys() == {f"in experiment {e.name}" for e in (short, diverging, unknown)}
-    by_experiment = [failures[f"in experiment {e.name}"] for e in (short, diverging, unknown)]
+    by_experiment = [failures.pop(f"in experiment {e.name}") for e in FAILING]
+    assert not failures
     assert [type(failure) for failure in by_experiment] == [ValueError, Diverged, ValueError]
     assert by_experiment[1].learning_rate == 1e30
     assert "no-such-corpus" in str(by_experiment[2])
@@ -581,43 +543,11 @@ def test_an_interrupt_ends_it_at_once_and_the_next_call_goes_on(store, monkeypat
             raise KeyboardInterrupt
         return fit(model, *args)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(experiments, "fit", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run_all(THREE, store=store)
+        run_all(THREE, store=store)
     (kept,) = store
     assert run_all(THREE, store=store)[0] == kept
-
-
-@pytest.mark.parametrize("device", [torch.device("cpu"), None])
-def test_a_device_may_be_pytorchs_or_none(store, device):
-    assert run(LINEAR, store, device).machine["device"] == "cpu"
-
-
-@pytest.mark.parametrize("device", ["gpu", 3.5, [], "cpu0"])
-def test_a_device_that_there_is_not_is_found_before_training(store, device, monkeypatch):
-    monkeypatch.setattr(experiments, "fit", never)
-    with pytest.raises(ValueError, match="device must be"):
-        run(LINEAR, store, device)
-
-
-def test_a_full_disk_is_not_kept_full(store, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    store.put(made_up())
-    monkeypatch.setattr(training.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        store.put(made_up(test_nll=9.0))
-    assert store.get(LINEAR) == made_up() and not list(store.folder.rglob("*.partial"))
-
-
-def test_the_last_epochs_test_loss_is_kept_beside_the_best_ones(store):
-    overfits = replace(MLP, train_tokens=60, training=replace(QUICK, epochs=6, learning_rate=0.05))
-    record = run(overfits, store)
-    assert record.best_epoch < 6 and record.test_nll_last > record.test_nll
-    record = run(LINEAR, store)
-    assert record.best_epoch == 3 and record.test_nll_last == record.test_nll
 
 
 def test_lost_workers_are_no_failure_of_an_experiment(store, forkserver):
@@ -630,7 +560,7 @@ def end(seconds):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_lost_worker_does_not_keep_the_pool_waiting_for_the_others(one_thread):
+def test_a_lost_worker_does_not_keep_the_pool_waiting_for_the_others():
     began = time.monotonic()
     with pytest.raises(BrokenExecutor), process_pool(2) as pool:
         list(pool.map(time.sleep, (0, 0)))  # both are there
@@ -639,9 +569,8 @@ def test_a_lost_worker_does_not_keep_the_pool_waiting_for_the_others(one_thread)
     assert time.monotonic() - began < 100
 
 
-def test_an_error_ends_the_pools_workers_and_no_others(one_thread):
-    context = multiprocessing.get_context("spawn")
-    other = context.Process(target=time.sleep, args=(300,), daemon=True)
+def test_an_error_ends_the_pools_workers_and_no_others():
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(300,), daemon=True)
     other.start()
     others = set(multiprocessing.active_children())
     try:
@@ -659,14 +588,6 @@ def test_an_error_ends_the_pools_workers_and_no_others(one_thread):
 # Several processes, and their sudden ends
 
 
-def epochs_in(checkpoint):
-    try:
-        with safetensors.safe_open(checkpoint, "pt") as file:
-            return len(json.loads(file.metadata()["history"])["valid"])
-    except FileNotFoundError:
-        return 0
-
-
 def wait_for(what, process=None, pause=0.001, seconds=60):
     end = time.monotonic() + seconds
     while not what():
@@ -681,6 +602,12 @@ def kill(process):
     assert process.exitcode == -signal.SIGKILL  # it was alive until then
 
 
+def start(context, function, *args):
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
 def test_killed_twenty_times_at_random_the_record_is_the_same(tmp_path, forkserver):
     """The kills are spread over the run; its checkpoints are so large that a good part of the time goes into them."""
     model = TransformerConfig(context=8, d_model=96, heads=2, layers=1, ff_width=96, dropout=0.2)
@@ -691,29 +618,22 @@ def test_killed_twenty_times_at_random_the_record_is_the_same(tmp_path, forkserv
     store, dice = Store(tmp_path / "killed"), random.Random(0)
     checkpoint, done = store.running(experiment, "safetensors"), [0]
     for target in sorted(dice.sample(range(1, 80), 20)):
-        process = forkserver.Process(target=run, args=(experiment, store))
-        process.start()
+        process = start(forkserver, run, experiment, store)
         wait_for(lambda t=target: epochs_in(checkpoint) >= max(t, done[-1] + 1), process, an_epoch / 20)
         time.sleep(dice.uniform(0, 2 * an_epoch))
         kill(process)
         done.append(epochs_in(checkpoint))
         assert "model.head.bias" in safetensors.torch.load_file(checkpoint)
         assert list(store) == []
-    last = forkserver.Process(target=run, args=(experiment, store))
-    last.start()
-    last.join(60)
+    start(forkserver, run, experiment, store).join(60)
     (record,) = store
     assert timeless(record) == timeless(whole)
     assert not checkpoint.exists()
 
 
 MOMENTS = {  # when it ends -> epochs that are in the checkpoint then
-    "checkpoint half-written": 1,
-    "checkpoint written": 1,
-    "checkpoint replaced": 2,
-    "record half-written": 3,
-    "record written": 3,
-    "record replaced": 3,
+    **{"checkpoint half-written": 1, "checkpoint written": 1, "checkpoint replaced": 2},
+    **{"record half-written": 3, "record written": 3, "record replaced": 3},
 }
 
 
@@ -732,19 +652,18 @@ def run_until(moment, experiment, store):
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.replace = replace_and_die
+    checkpoints.os.replace = replace_and_die
     run(experiment, store)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return run(ATTENTION, Store(tmp_path_factory.mktemp("undisturbed")))
+def undisturbed(one_thread):
+    return run(ATTENTION)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_an_end_in_the_middle_of_writing_does_no_harm(store, forkserver, undisturbed, moment):
-    process = forkserver.Process(target=run_until, args=(moment, ATTENTION, store))
-    process.start()
+    process = start(forkserver, run_until, moment, ATTENTION, store)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert epochs_in(store.running(ATTENTION, "safetensors")) == MOMENTS[moment]
@@ -768,6 +687,12 @@ def test_two_processes_at_one_experiment_train_it_once(store, spawned, undisturb
     assert timeless(first) == timeless(undisturbed)
 
 
+def test_two_threads_at_one_experiment_train_it_once(store, undisturbed):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, [ATTENTION] * 2, [store] * 2)
+    assert first == second and timeless(first) == timeless(undisturbed)
+
+
 def hold(lock, sign):
     with FileLock(lock):
         sign.touch()
@@ -776,13 +701,11 @@ def hold(lock, sign):
 
 def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_not(store, forkserver, undisturbed):
     lock, sign = store.running(ATTENTION, "lock"), store.running(ATTENTION, "sign")
-    holder = forkserver.Process(target=hold, args=(lock, sign))
-    holder.start()
+    holder = start(forkserver, hold, lock, sign)
     wait_for(sign.exists, holder)
     with pytest.raises(Timeout):
         FileLock(lock).acquire(timeout=0)
-    waiting = forkserver.Process(target=run, args=(ATTENTION, store))
-    waiting.start()
+    waiting = start(forkserver, run, ATTENTION, store)
     waiting.join(1)
     assert waiting.is_alive()
     assert list(store) == []
@@ -796,74 +719,21 @@ def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_no
     assert timeless(run(ATTENTION, store)) == timeless(record)
 
 
-# --- longer runs go on from shorter ones
+# The estimate of what is left
 
 
-def longer(experiment, epochs):
-    return replace(experiment, training=replace(experiment.training, epochs=epochs))
-
-
-def test_a_longer_run_goes_on_from_a_kept_checkpoint_to_the_same_bits(store, tmp_path, monkeypatch):
-    short, long = longer(ATTENTION, 3), longer(ATTENTION, 5)
-    alone = [run(e, Store(tmp_path / "alone")) for e in (short, long)]
-    first = run(short, store, keep_checkpoint=True)
-    checkpoint = store.running(short, "safetensors")
-    assert epochs_done(checkpoint) == 3 and checkpoint == store.running(long, "safetensors")
-
-    trained = []
-    monkeypatch.setattr(experiments, "fit", lambda *a, **k: trained.append(fit(*a, **k)) or trained[0])
-    monkeypatch.setattr(training, "evaluate", lambda *a, **k: looks.append(0) or evaluate(*a, **k))
-    looks = []
-    second = run(long, store)
-    assert len(looks) == 2 and len(trained[0].valid) == 5  # two epochs were left to train
-    assert [timeless(r) for r in (first, second)] == [timeless(r) for r in alone]
-    assert not checkpoint.exists()
-
-
-def test_a_shorter_run_leaves_a_longer_ones_checkpoint_alone(store, tmp_path):
-    short, long = longer(ATTENTION, 2), longer(ATTENTION, 4)
-    run(long, store, keep_checkpoint=True)
-    checkpoint = store.running(long, "safetensors")
-    before = checkpoint.read_bytes()
-    assert timeless(run(short, store)) == timeless(run(short, Store(tmp_path / "alone")))
-    assert checkpoint.read_bytes() == before
-    assert [p.name for p in checkpoint.parent.glob("*.safetensors")] == [checkpoint.name]
-
-
-def test_run_all_keeps_checkpoints_if_asked(store):
-    chain = [longer(LINEAR, epochs) for epochs in (1, 2, 4)]
-    run_all(chain, store=store, keep_checkpoints=True)
-    assert epochs_done(store.running(LINEAR, "safetensors")) == 4
-    run_all([replace(LINEAR, seed=5)], store=store)
-    assert not store.running(replace(LINEAR, seed=5), "safetensors").exists()
-
-
-def test_epochs_done_of_nothing_and_of_something_else(tmp_path):
-    assert epochs_done(tmp_path / "none") == 0
-    (tmp_path / "garbage").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=r"garbage.*delete"):
-        epochs_done(tmp_path / "garbage")
-    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"other.*delete"):
-        epochs_done(tmp_path / "other")
-
-
-# --- the estimate of what is left
-
-
-def took(experiment, seconds, flops=1e9, **machine):
+def took(experiment, seconds, **machine):
     here = {**experiments.machine(), **machine}
-    return replace(
-        made_up(experiment),
-        seconds={"training": seconds, "testing": 0.0},
-        flops={"paper": 0.0, "counted": flops},
-        machine=here,
-    )
+    return made_up(experiment, seconds={"training": seconds, "testing": 0.0}, machine=here)
+
+
+def seeds(experiment, *of):
+    return [replace(experiment, seed=s) for s in of]
 
 
 def test_without_a_record_of_this_machine_there_is_no_estimate(store):
-    wanted = [replace(LINEAR, seed=s) for s in range(3)]
-    assert str(Remaining(wanted, store)).startswith("time left: unknown")
+    wanted = seeds(LINEAR, 0, 1, 2)
+    assert str(Remaining(wanted, store)) == "time left: unknown"
     store.put(took(replace(LINEAR, seed=9), 60.0, processor="another"))
     assert Remaining(wanted, store).seconds() is None
     assert Remaining([], store).seconds() == 0
@@ -871,39 +741,29 @@ def test_without_a_record_of_this_machine_there_is_no_estimate(store):
     assert Remaining(wanted, store).seconds() == 0  # nothing that took time to judge by
 
 
-def test_the_estimate_goes_by_like_runs_and_else_by_flops(store, monkeypatch):
-    monkeypatch.setattr(experiments, "_training_flops", lambda e: 3e9)
-    store.put(took(replace(LINEAR, seed=7), 50.0))
-    store.put(took(replace(LINEAR, seed=8), 70.0))
-    like = [replace(LINEAR, seed=s) for s in range(4)]
-    assert Remaining(like, store).seconds() == pytest.approx(4 * 60, abs=0.5)
-    assert Remaining(like, store, workers=2).seconds() == pytest.approx(2 * 60, abs=0.5)
-    assert Remaining([MLP], store).seconds() == pytest.approx(3 * 60, abs=0.5)  # 3e9 FLOPs at 1e9 in 60 s
-    assert Remaining([MLP], store, workers=8).seconds() == pytest.approx(3 * 60, abs=0.5)  # one run, one worker
+def test_the_estimate_goes_by_like_runs_and_else_by_flops(store):
+    for seed, seconds in ((7, 50.0), (8, 70.0)):
+        store.put(took(replace(LINEAR, seed=seed), seconds))
+    like = seeds(LINEAR, 0, 1, 2, 3)
+    for workers, expected in ((1, 4 * 60), (2, 2 * 60)):
+        assert Remaining(like, store, workers).seconds() == pytest.approx(expected, abs=0.5)
+    thrice = replace(LINEAR, training=replace(QUICK, windows_per_epoch=3 * 64))  # one run, whatever the workers
+    for workers in (1, 8):
+        assert Remaining([thrice], store, workers).seconds() == pytest.approx(3 * 60, abs=0.5)
     assert Remaining([replace(LINEAR, seed=7), *like], store).finished == {replace(LINEAR, seed=7)}
-
-
-def test_without_the_corpus_there_is_no_estimate_and_no_error(store, monkeypatch):
-    def unavailable(experiment):
-        raise CorpusUnavailable("no network")
-
-    monkeypatch.setattr(experiments, "_training_flops", unavailable)
-    store.put(took(replace(LINEAR, seed=7), 50.0))
-    assert str(Remaining([MLP], store)) == "time left: unknown"
-    assert Remaining([replace(LINEAR, seed=8)], store).seconds() == pytest.approx(50, abs=0.5)
 
 
 def test_time_spent_on_runs_under_way_counts(store, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(experiments.time, "monotonic", lambda: now[0])
     store.put(took(replace(LINEAR, seed=9), 3600.0))
-    remaining = Remaining([replace(LINEAR, seed=s) for s in range(4)], store, workers=2)
+    remaining = Remaining(seeds(LINEAR, 0, 1, 2, 3), store, workers=2)
     assert str(remaining) == "about 2 h 00 min left"
     now[0] += 1800
     assert str(remaining) == "about 1 h 30 min left"
     now[0] += 1800
-    for s in (0, 1):
-        remaining.add(took(replace(LINEAR, seed=s), 3600.0))
+    for e in seeds(LINEAR, 0, 1):
+        remaining.add(took(e, 3600.0))
     assert str(remaining) == "about 1 h 00 min left" and len(remaining.finished) == 2
     now[0] += 9000
     assert remaining.seconds() == 0

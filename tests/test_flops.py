@@ -21,7 +21,6 @@ VARIANTS = [
     for positions in ("learned", "rope", "none")
     for layers in (1, 3)
 ] + [
-    replace(SMALL, ff_kind="swiglu"),
     replace(SMALL, ff_width=0),
     replace(SMALL, residual=False),
     replace(SMALL, dropout_site="residual"),

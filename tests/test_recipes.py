@@ -10,6 +10,7 @@ from slmlib.corpora import CorpusUnavailable, load_corpus
 from slmlib.experiments import Record
 from slmlib.flops import flops_per_window
 from slmlib.models import TransformerConfig
+from slmlib.windows import Evaluation
 
 BEST = {
     **{"context": 16, "width": 32, "hidden": 128, "batch": 64, "tokens": 512, "layers": 2},
@@ -74,8 +75,8 @@ def test_a_point_costs_its_budget_and_is_chosen_on_the_next_play(architecture, b
     window = flops_per_window(e.model, 65, scored="every" if every else "last")
     assert e.training.epochs * e.training.windows_per_epoch * window == pytest.approx(budget, rel=0.01)
     assert e.training.scored == ("every" if every else "last")
-    assert e.training.validation == {"n_windows": None, "stride": 4, "first": recipes.NEXT_PLAY}
-    assert e.training.test == {"n_windows": 10_000, "stride": 1, "first": 128}
+    assert e.training.validation == Evaluation(None, 4, recipes.NEXT_PLAY)
+    assert e.training.test == Evaluation(10_000, 1, 128)
     assert e.seed == 7
 
 

@@ -1,22 +1,24 @@
 import copy
 import itertools
-import json
 import math
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
+from conftest import close, epochs_in, same, stream
 from torch import nn
 from torch.nn import functional as F
 
+from slmlib import speed
 from slmlib import training as training_module
 from slmlib.corpora import Corpus, Vocabulary
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build
 from slmlib.training import BUDGETS, Diverged, History, TrainingConfig, budget, evaluate, fit
-from slmlib.windows import Windows, random_stream
+from slmlib.windows import Evaluation, Windows, random_stream
 
 V, T = 7, 5
 LINEAR = LinearConfig(context=T, d_model=6)
@@ -24,6 +26,12 @@ MLP = MLPConfig(context=T, d_model=6, hidden=16, dropout=0.3)
 ATTENTION = TransformerConfig(context=T, d_model=8, heads=2, layers=1, ff_width=8, dropout=0.3)
 kinds = pytest.mark.parametrize("config", [LINEAR, MLP, ATTENTION], ids=lambda c: type(c).__name__)
 QUICK = TrainingConfig(epochs=2, windows_per_epoch=40, eval_windows=50, batch=16)
+FOUR = replace(QUICK, epochs=4, learning_rate=0.01)  # of 3 steps each
+TODAY = replace(
+    *(FOUR,),
+    **{"optimiser": "muon", "muon_rate": 0.01, "weight_decay": 0.2, "beta2": 0.9, "schedule": "linear", "warmup": 0.25},
+    **{"clip": 0.5, "average": 0.8},
+)
 
 
 def corpus(ids, valid=None):
@@ -32,46 +40,51 @@ def corpus(ids, valid=None):
 
 
 def noise(n, seed=0):
-    return torch.randint(V, (n,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(V, (n,), generator=stream(seed))
 
 
-EASY, NOISE = corpus(torch.arange(300) % V), corpus(noise(300), noise(300, seed=1))
+NOISE = corpus(noise(300), noise(300, seed=1))
+BY_HEART = corpus(noise(40), noise(300, seed=1))  # learnt by heart soon: validation is best early
+OVERFITS = {"training": replace(QUICK, epochs=8, learning_rate=0.03), "data": BY_HEART}
 
 
-def state(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def run(config=MLP, training=QUICK, seed=0, data=NOISE, start=0, dtype=torch.float32, **options):
+    """A model and its history, from the initial weights of the seed ``start``."""
+    model = build(config, V, seed=start).to(dtype)
+    return model, fit(model, data, training, seed, **{"progress": False, **options})
 
 
 def outcome(history):
     return history.step_losses, history.train, history.valid
 
 
-def run(config=MLP, training=QUICK, seed=0, data=NOISE):
-    model = build(config, V, seed=0)
-    history = fit(model, data, training, seed, progress=False)
-    return model, history
+def assert_equal_runs(one, other):
+    assert outcome(one[1]) == outcome(other[1])
+    assert same(one[0], other[0])
 
 
 # fit
 
 
 @kinds
-def test_the_same_seed_gives_the_same_numbers_whatever_the_global_generator(config):
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first, history = run(config)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_the_same_seed_gives_the_same_numbers_whatever_the_global_generator(config, generator_left):
+    first, other = run(config), run(config, seed=1)
+    state = torch.get_rng_state()
     torch.manual_seed(2)
-    second, again = run(config)
-    assert outcome(history) == outcome(again)
-    assert same(first.state_dict(), second.state_dict())
-    other, different = run(config, seed=1)
-    assert outcome(history) != outcome(different)
-    assert not same(first.state_dict(), other.state_dict())
+    assert_equal_runs(first, run(config))
+    torch.set_rng_state(state)
+    assert outcome(first[1]) != outcome(other[1])
+    assert not same(first[0], other[0])
+
+
+@kinds
+def test_two_at_once_in_threads_train_as_one_after_the_other(config, one_thread):
+    """Neither dropout nor the initial weights nor the setting for matrix products is shared between them."""
+    training = replace(FOUR, windows_per_epoch=400)
+    with ThreadPoolExecutor(4) as pool:
+        together = [pool.submit(run, config, training, seed, start=seed) for seed in range(8)]
+    for seed, future in enumerate(together):
+        assert_equal_runs(future.result(), run(config, training, seed, start=seed))
 
 
 def test_the_seed_also_decides_what_dropout_drops():
@@ -82,8 +95,17 @@ def test_the_seed_also_decides_what_dropout_drops():
         assert (losses[0] == losses[1]) == alike
 
 
+def test_a_model_that_was_trained_draws_from_the_global_generator_again():
+    model, seen = run(ATTENTION)[0].train(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        seen.append(model(NOISE.valid[None, :T]))
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
 def test_the_loss_falls_on_an_easy_text():
-    _, history = run(replace(MLP, dropout=0.0), replace(QUICK, epochs=6, learning_rate=0.03), data=EASY)
+    easy = {"data": corpus(torch.arange(300) % V), "training": replace(QUICK, epochs=6, learning_rate=0.03)}
+    _, history = run(replace(MLP, dropout=0.0), **easy)
     assert history.step_losses[0] > 1.5
     assert history.train == sorted(history.train, reverse=True)
     assert history.valid[-1] < 0.2
@@ -109,26 +131,17 @@ def test_fit_is_adam_with_default_betas_on_the_drawn_windows():
     fitted, history = run(config, training)
     model = build(config, V, seed=0)
     adam = torch.optim.Adam(model.parameters(), lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, fused=False)
-    starts = Windows(NOISE.train, T).draw(72, random_stream(0, "windows")).tolist()
     losses = []
-    for first in range(0, 72, 16):
-        chosen = starts[first : first + 16]
+    for chosen in Windows(NOISE.train, T).draw(72, random_stream(0, "windows")).split(16):
         inputs = torch.stack([NOISE.train[i : i + T] for i in chosen])
-        loss = F.cross_entropy(model(inputs), torch.stack([NOISE.train[i + T] for i in chosen]))
+        loss = F.cross_entropy(model(inputs), NOISE.train[chosen + T])
         adam.zero_grad()
         loss.backward()
         adam.step()
         losses.append(loss.item())
     assert history.step_losses == pytest.approx(losses, abs=1e-6)
     for ours, theirs in zip(fitted.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-
-
-TODAY = replace(
-    *(QUICK,),
-    **{"optimiser": "muon", "muon_rate": 0.01, "weight_decay": 0.2, "beta2": 0.9, "schedule": "linear", "warmup": 0.25},
-    **{"clip": 0.5, "average": 0.8, "epochs": 4, "learning_rate": 0.01},
-)
+        close(ours, theirs, 1e-6)
 
 
 def test_fit_with_todays_training_is_what_its_parts_say():
@@ -164,13 +177,12 @@ def test_fit_with_todays_training_is_what_its_parts_say():
         mean = now if mean is None else {k: 0.8 * v + 0.2 * now[k] for k, v in mean.items()}
         means += [mean] if step % 3 == 2 else []
     for name, tensor in fitted.state_dict().items():
-        torch.testing.assert_close(tensor, means[history.best_epoch - 1][name], rtol=0, atol=1e-3)  # Muon's bfloat16
+        close(tensor, means[history.best_epoch - 1][name], 1e-3)  # Muon's bfloat16
 
 
 def test_schedules_end_at_zero_and_a_constant_one_stays():
     def rates(**options):
-        training = replace(QUICK, epochs=2, **options)  # six steps
-        return [training.rate(step) for step in range(6)]
+        return [replace(QUICK, **options).rate(step) for step in range(6)]  # two epochs of three steps
 
     assert rates() == [1] * 6
     assert rates(schedule="linear") == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
@@ -178,50 +190,36 @@ def test_schedules_end_at_zero_and_a_constant_one_stays():
     assert rates(warmup=0.5) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
 
 
-def test_muon_needs_a_matrix_between_embedding_and_head():
-    with pytest.raises(ValueError, match="'muon', but a Linear has no matrix"):
-        run(LINEAR, replace(QUICK, optimiser="muon"))
-
-
-def test_validation_may_look_elsewhere_than_the_test():
-    training = replace(QUICK, valid_from=100, valid_stride=7)
-    model, history = run(MLP, training)
-    assert history.valid[history.best_epoch - 1] == evaluate(model, NOISE.valid, None, 7, first=100)
-
-
-def test_at_the_end_the_last_epochs_weights_are_shown():
-    data, seen = corpus(noise(40), noise(300, seed=1)), []
-    model, training = build(MLP, V, seed=0), replace(QUICK, epochs=8, learning_rate=0.03)
-    history = fit(
-        model, data, training, 0, False, at_end=lambda m, h: seen.append(evaluate(m, data.valid, **training.validation))
-    )
-    assert history.best_epoch < 8
-    assert seen == [history.valid[-1]]
-
-
-def test_each_epoch_draws_new_windows_and_validates_as_told():
+@pytest.mark.parametrize(
+    ("training", "looks_at"),
+    [
+        (QUICK, Evaluation(50)),
+        (replace(QUICK, eval_windows=40, eval_stride=3), Evaluation(40, 3)),
+        (replace(QUICK, eval_windows=None, eval_stride=3, eval_from=9), Evaluation(None, 3, 9)),
+        (replace(QUICK, valid_from=100, valid_stride=7), Evaluation(None, 7, 100)),
+    ],
+)
+def test_each_epoch_draws_new_windows_and_validates_as_told(training, looks_at):
     """At a vanishing learning rate the model stays as it is, so the losses tell which windows it saw."""
-    training = replace(QUICK, learning_rate=1e-30, eval_windows=40, eval_stride=3)
-    model, history = run(replace(MLP, dropout=0.0), training)
-    windows, draws, model = Windows(NOISE.train, T), random_stream(0, "windows"), model.eval()
+    model, history = run(replace(MLP, dropout=0.0), replace(training, learning_rate=1e-30))
+    windows, draws = Windows(NOISE.train, T), random_stream(0, "windows")
     for seen in history.train:
         inputs, targets = windows[windows.draw(40, draws)]
         assert seen == pytest.approx(F.cross_entropy(model(inputs), targets).item(), abs=1e-5)
     assert history.train[0] != history.train[1]
-    assert history.valid == [evaluate(model, NOISE.valid, 40, 3)] * 2
+    assert history.valid == [evaluate(model, NOISE.valid, looks_at)] * 2
 
 
-def test_the_model_keeps_its_best_epoch_when_later_ones_are_worse():
-    """Forty random tokens learnt by heart: validation is best early, and the later weights are far away."""
-    data, training = corpus(noise(40), noise(300, seed=1)), replace(QUICK, epochs=8, learning_rate=0.02)
-    model, history = run(replace(MLP, dropout=0.0), training, data=data)
+def test_the_model_keeps_its_best_epoch_and_the_last_is_shown_before():
+    seen, without = [], replace(MLP, dropout=0.0)
+    model, history = run(without, **OVERFITS, at_end=lambda m, h: seen.append(evaluate(m, NOISE.valid, Evaluation(50))))
     best = min(history.valid)
     assert history.valid[-1] > best + 0.5
-    assert history.valid[history.best_epoch - 1] == best
-    assert history.best_epoch < 8
-    assert evaluate(model, data.valid, training.eval_windows) == best
-    shorter, _ = run(replace(MLP, dropout=0.0), replace(training, epochs=history.best_epoch), data=data)
-    assert same(model.state_dict(), shorter.state_dict())
+    assert seen == [history.valid[-1]]
+    assert history.valid[history.best_epoch - 1] == best == evaluate(model, NOISE.valid, Evaluation(50))
+    shorter, _ = run(without, replace(OVERFITS["training"], epochs=history.best_epoch), data=BY_HEART)
+    assert same(model, shorter)
+    assert not model.training and all(p.grad is None for p in model.parameters())
 
 
 def test_best_epoch_is_the_first_of_equals():
@@ -230,13 +228,29 @@ def test_best_epoch_is_the_first_of_equals():
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_is_shown_when_asked_for(progress, capsys):
-    fit(build(MLP, V, seed=0), NOISE, QUICK, 0, progress=progress)
+    run(progress=progress)
     assert ("6/6" in capsys.readouterr().err) == progress
 
 
-# Checkpoints
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"config": LINEAR, "training": replace(QUICK, optimiser="muon")}, "'muon', but a Linear has no matrix"),
+        ({"training": replace(QUICK, scored="every")}, "'every', which a MLP cannot"),
+        ({"data": corpus(noise(100), noise(20))}, "validation split: 50 windows .*eval_windows.* 15"),
+        ({"training": replace(QUICK, eval_from=3)}, "validation split: the first token scored is 3"),
+        ({"data": corpus(noise(T), noise(100))}, "does not fit 5 tokens"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_step(options, named):
+    model = build(options.get("config", MLP), V, seed=0)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=named):
+        fit(model, options.get("data", NOISE), options.get("training", QUICK), 0, progress=False)
+    assert same(model, before)
 
-FOUR = replace(QUICK, epochs=4, learning_rate=0.01)  # of 3 steps each
+
+# Checkpoints
 
 
 @pytest.fixture
@@ -246,10 +260,10 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Makes ``fit`` end as by Ctrl-C in the n-th training step from here; 0: never."""
+    """Trains until Ctrl-C in the n-th training step from here."""
     loss = training_module._loss
 
-    def stop_at(n):
+    def stop_at(n, **options):
         steps = itertools.count(1)
 
         def interrupted(*args):
@@ -257,112 +271,70 @@ def stop_at(monkeypatch):
                 raise KeyboardInterrupt
             return loss(*args)
 
-        monkeypatch.setattr(training_module, "_loss", interrupted)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(training_module, "_loss", interrupted)
+            run(**options)
 
     return stop_at
 
 
-def go_on(checkpoint, config=MLP, training=FOUR, seed=0, data=NOISE, start=0, dtype=torch.float32):
-    """A run with a checkpoint, from the initial weights of the seed ``start``."""
-    model = build(config, V, seed=start).to(dtype)
-    return model, fit(model, data, training, seed, progress=False, checkpoint=checkpoint)
+RUNS = {
+    **{type(config).__name__: {"config": config, "training": FOUR} for config in (LINEAR, MLP, ATTENTION)},
+    "today": {"config": replace(ATTENTION, tied=True, embed_init="small"), "training": TODAY},
+}
 
 
-def epochs_in(checkpoint):
-    with safetensors.safe_open(checkpoint, "pt") as file:
-        return len(json.loads(file.metadata()["history"])["valid"])
-
-
-@pytest.mark.parametrize("stops", [(4,), (9,), (10,), (5, 5, 5)], ids=str)
-@kinds
-def test_a_stopped_run_goes_on_to_the_same_bits(config, stops, checkpoint, stop_at):
-    whole, history = run(config, FOUR)
-    finished = 0
+@pytest.mark.parametrize("stops", [(4,), (9,), (10,), (12,), (5, 5, 5)], ids=str)
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_a_stopped_run_goes_on_to_the_same_bits(options, stops, checkpoint, stop_at, generator_left):
+    whole, finished = run(**options), 0
     for stop in stops:
-        stop_at(stop)
-        with pytest.raises(KeyboardInterrupt):
-            go_on(checkpoint, config)
+        stop_at(stop, **options, checkpoint=checkpoint)
         finished += (stop - 1) // 3
         assert epochs_in(checkpoint) == finished
-    stop_at(0)
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    model, again = go_on(checkpoint, config)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert outcome(again) == outcome(history)
-    assert same(model.state_dict(), whole.state_dict())
-    assert not model.training
-    assert all(p.grad is None for p in model.parameters())
+    again = run(**options, checkpoint=checkpoint)
+    assert_equal_runs(again, whole)
+    assert not again[0].training and all(p.grad is None for p in again[0].parameters())
     assert [file.name for file in checkpoint.parent.iterdir()] == [checkpoint.name]
-
-
-@pytest.mark.parametrize("stop", [4, 9, 12])
-def test_a_stopped_run_with_todays_training_goes_on_to_the_same_bits(stop, checkpoint, stop_at):
-    config = replace(ATTENTION, tied=True, embed_init="small")
-    whole, history = run(config, TODAY)
-    stop_at(stop)
-    with pytest.raises(KeyboardInterrupt):
-        go_on(checkpoint, config, TODAY)
-    stop_at(0)
-    model, again = go_on(checkpoint, config, TODAY)
-    assert outcome(again) == outcome(history)
-    assert same(model.state_dict(), whole.state_dict())
-
-
-def test_a_run_whose_schedule_knows_its_end_is_not_the_beginning_of_a_longer_one(checkpoint):
-    go_on(checkpoint, ATTENTION, TODAY)
-    with pytest.raises(ValueError, match="another run"):
-        go_on(checkpoint, ATTENTION, replace(TODAY, epochs=5))
 
 
 @pytest.mark.parametrize("config", [replace(MLP, dropout=0.1), ATTENTION], ids=lambda c: type(c).__name__)
 def test_the_best_weights_of_before_the_stop_are_kept(config, checkpoint, stop_at):
-    data, training = corpus(noise(40), noise(300, seed=1)), replace(QUICK, epochs=8, learning_rate=0.03)
-    whole, history = run(config, training, data=data)
-    assert history.best_epoch <= 4
-    stop_at(5 * 3 + 2)
-    with pytest.raises(KeyboardInterrupt):
-        go_on(checkpoint, config, training, data=data)
+    whole = run(config, **OVERFITS)
+    assert whole[1].best_epoch <= 4
+    stop_at(5 * 3 + 2, config=config, **OVERFITS, checkpoint=checkpoint)
     assert epochs_in(checkpoint) == 5
-    stop_at(0)
-    model, again = go_on(checkpoint, config, training, data=data)
-    assert again.best_epoch == history.best_epoch
-    assert same(model.state_dict(), whole.state_dict())
+    assert_equal_runs(run(config, **OVERFITS, checkpoint=checkpoint), whole)
 
 
 @kinds
 def test_a_finished_run_is_not_trained_further_unless_more_epochs_are_asked_for(config, checkpoint, monkeypatch):
-    longer, expected = run(config, replace(FOUR, epochs=7))
-    first, history = go_on(checkpoint, config)
+    longer = {"config": config, "training": replace(FOUR, epochs=7)}
+    first, history = run(config, FOUR, checkpoint=checkpoint)
     with monkeypatch.context() as patch:
         patch.setattr(training_module, "_loss", None)
         patch.setattr(training_module, "evaluate", None)
-        again, same_history = go_on(checkpoint, config)
+        again, same_history = run(config, FOUR, checkpoint=checkpoint)
     assert same_history == history  # its seconds too
-    assert same(again.state_dict(), first.state_dict())
-    model, history = go_on(checkpoint, config, replace(FOUR, epochs=7))
-    assert outcome(history) == outcome(expected)
-    assert same(model.state_dict(), longer.state_dict())
+    assert same(again, first)
+    assert_equal_runs(run(**longer, checkpoint=checkpoint), run(**longer))
 
 
 def test_seconds_add_up_over_the_stops(checkpoint, stop_at, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(training_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    whole = run(MLP, FOUR)[1].seconds
-    stop_at(8)
-    with pytest.raises(KeyboardInterrupt):
-        go_on(checkpoint)
-    stop_at(0)
+    whole = run(training=FOUR)[1].seconds
+    stop_at(8, training=FOUR, checkpoint=checkpoint)
     next(clock)  # time that passes between the two is not counted
-    assert go_on(checkpoint)[1].seconds == whole
+    assert run(training=FOUR, checkpoint=checkpoint)[1].seconds == whole
 
 
 def test_a_run_that_fails_leaves_the_checkpoint_before(checkpoint, monkeypatch):
-    go_on(checkpoint)
+    run(training=FOUR, checkpoint=checkpoint)
     before = checkpoint.read_bytes()
     monkeypatch.setattr(training_module, "_loss", None)
     with pytest.raises(TypeError):
-        go_on(checkpoint, training=replace(FOUR, epochs=9))
+        run(training=replace(FOUR, epochs=9), checkpoint=checkpoint)
     assert checkpoint.read_bytes() == before
 
 
@@ -380,73 +352,62 @@ OTHER_RUNS = {
     "a validation text of the same length": {"data": replace(NOISE, valid=noise(300, seed=5))},
     "other initial weights": {"start": 9},
     "other types": {"dtype": torch.float64},
+    "a schedule that knows its end": {"training": replace(FOUR, schedule="linear")},
+}
+SPOILT = {
+    "empty": lambda _: b"",
+    "garbage": lambda _: b"garbage" * 100,
+    "a byte short": lambda whole: whole[:-1],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "tensors alone": lambda _: safetensors.torch.save({"model.head.bias": torch.zeros(V)}),
 }
 
 
-@pytest.mark.parametrize("other", OTHER_RUNS.values(), ids=OTHER_RUNS)
-def test_the_checkpoint_of_another_run_is_refused_and_left(other, checkpoint):
-    go_on(checkpoint)
+@pytest.mark.parametrize(
+    ("other", "spoil"),
+    [*((other, bytes) for other in OTHER_RUNS.values()), *(({}, spoil) for spoil in SPOILT.values())],
+    ids=[*OTHER_RUNS, *SPOILT],
+)
+def test_what_is_no_checkpoint_of_this_run_is_refused_by_name_and_left(other, spoil, checkpoint, generator_left):
+    run(training=FOUR, checkpoint=checkpoint)
+    checkpoint.write_bytes(spoil(checkpoint.read_bytes()))
     before = checkpoint.read_bytes()
     with pytest.raises(ValueError, match="delete it to start this run anew") as error:
-        go_on(checkpoint, **other)
+        run(**{"training": FOUR, **other}, checkpoint=checkpoint)
     assert str(checkpoint) in str(error.value)
     assert checkpoint.read_bytes() == before
 
 
+def test_a_run_whose_schedule_knows_its_end_is_not_the_beginning_of_a_longer_one(checkpoint):
+    run(ATTENTION, TODAY, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="another run"):
+        run(ATTENTION, replace(TODAY, epochs=5), checkpoint=checkpoint)
+
+
 def test_a_checkpoint_says_of_its_run_what_differs_from_the_defaults(checkpoint):
     """So that a field added later, with a default that means what was always done, does not make it another run."""
-    go_on(checkpoint, config=replace(MLP, dropout=MLPConfig().dropout))
+    run(replace(MLP, dropout=MLPConfig().dropout), checkpoint=checkpoint)
     with safetensors.safe_open(checkpoint, "pt") as file:
-        run = file.metadata()["run"]
-    assert "'hidden': 16" in run
-    assert "dropout" not in run
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [lambda _: b"", lambda _: b"garbage" * 100, lambda whole: whole[:-1], lambda whole: whole[: len(whole) // 2]],
-    ids=["empty", "garbage", "a byte short", "half"],
-)
-def test_a_file_that_is_no_checkpoint_is_refused_and_left(spoil, checkpoint):
-    go_on(checkpoint)
-    spoilt = spoil(checkpoint.read_bytes())
-    checkpoint.write_bytes(spoilt)
-    before = torch.get_rng_state()
-    with pytest.raises(ValueError, match="delete it to start this run anew") as error:
-        go_on(checkpoint)
-    assert str(checkpoint) in str(error.value)
-    assert checkpoint.read_bytes() == spoilt
-    assert torch.equal(torch.get_rng_state(), before)
+        name = file.metadata()["run"]
+    assert "'hidden': 16" in name
+    assert "dropout" not in name
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(checkpoint):
-    go_on(checkpoint)
-    whole, places = checkpoint.read_bytes(), torch.Generator().manual_seed(0)
-    for at in torch.randint(len(whole), (60,), generator=places).tolist():
+    run(training=FOUR, checkpoint=checkpoint)
+    whole = checkpoint.read_bytes()
+    for at in torch.randint(len(whole), (60,), generator=stream()).tolist():
         checkpoint.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         with pytest.raises(ValueError, match="delete it to start this run anew"):
-            go_on(checkpoint)
+            run(training=FOUR, checkpoint=checkpoint)
 
 
 def test_a_checkpoint_may_be_named_by_text_and_its_folder_must_be_there(tmp_path, monkeypatch):
-    fit(build(MLP, V, seed=0), NOISE, QUICK, 0, False, str(tmp_path / "a"))
+    run(checkpoint=str(tmp_path / "a"))
     assert epochs_in(tmp_path / "a") == 2
     monkeypatch.setattr(training_module, "_loss", None)  # nothing is trained before that is known
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        fit(build(MLP, V, seed=0), NOISE, QUICK, 0, False, tmp_path / "nowhere" / "a")
-
-
-def test_tensors_without_a_run_are_no_checkpoint(checkpoint):
-    safetensors.torch.save_file({"model.head.bias": torch.zeros(V)}, checkpoint)
-    with pytest.raises(ValueError, match="delete it to start this run anew"):
-        go_on(checkpoint)
-
-
-def headless():
-    """A model that fails when it is called."""
-    model = build(MLP, V, seed=0)
-    model.head = None
-    return model
+        run(checkpoint=tmp_path / "nowhere" / "a")
 
 
 # Matrix products
@@ -462,26 +423,27 @@ def precision():
     matmul.fp32_precision = before
 
 
-def precisions_in(function, precision):
-    """Those in force during each forward pass of a model that the function is called with."""
+@pytest.mark.parametrize(
+    ("exact", "chosen", "inside"),
+    [(True, "none", "bf16"), (False, "none", "none"), (True, "ieee", "ieee"), (True, "bf16", "bf16")],
+)
+@pytest.mark.parametrize("function", ["fit", "evaluate"])
+def test_onednn_multiplies_where_it_is_exact_and_none_chose_else(
+    function, exact, chosen, inside, precision, monkeypatch
+):
+    monkeypatch.setattr(speed, "_onednn_is_exact", lambda: exact)
+    torch.backends.mkldnn.matmul.fp32_precision = chosen
     model, seen = build(MLP, V, seed=0), set()
     model.register_forward_hook(lambda *_: seen.add(precision()))
-    function(model)
-    return seen
+    fit(model, NOISE, QUICK, 0, False) if function == "fit" else evaluate(model, NOISE.valid)
+    assert (seen, precision()) == ({inside}, chosen)
 
 
-@pytest.mark.parametrize(("exact", "inside"), [(True, "bf16"), (False, "none")])
-@pytest.mark.parametrize(
-    "function",
-    [lambda model: fit(model, NOISE, QUICK, 0, progress=False), lambda model: evaluate(model, NOISE.valid)],
-    ids=["fit", "evaluate"],
-)
-def test_onednn_multiplies_where_it_is_exact_and_the_setting_is_restored(
-    function, exact, inside, precision, monkeypatch
-):
-    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: exact)
-    assert precisions_in(function, precision) == {inside}
-    assert precision() == "none"
+def headless():
+    """A model that fails when it is called."""
+    model = build(MLP, V, seed=0)
+    model.head = None
+    return model
 
 
 @pytest.mark.parametrize(
@@ -492,30 +454,25 @@ def test_onednn_multiplies_where_it_is_exact_and_the_setting_is_restored(
     ],
 )
 def test_the_setting_is_restored_after_an_error(function, error, precision, monkeypatch):
-    def exact():
-        asked.append(precision())
-        return True
-
     asked = []
-    monkeypatch.setattr(training_module, "_onednn_is_exact", exact)
+    monkeypatch.setattr(speed, "_onednn_is_exact", lambda: asked.append(precision()) or True)
     with pytest.raises(error):
         function()
     assert asked == ["none"]
     assert precision() == "none"
 
 
-@pytest.mark.parametrize("chosen", ["ieee", "bf16"])
-def test_a_setting_that_the_user_chose_is_left(chosen, precision, monkeypatch):
-    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: True)
-    torch.backends.mkldnn.matmul.fp32_precision = chosen
-    assert precisions_in(lambda model: evaluate(model, NOISE.valid), precision) == {chosen}
-    assert precision() == chosen
-
-
-def test_the_setting_is_of_no_concern_to_a_gpu(precision, monkeypatch):
-    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: True)
-    with training_module.fast_matmul(torch.device("cuda")):
+def test_the_last_to_leave_restores_the_setting_and_a_gpu_has_none(precision, monkeypatch):
+    monkeypatch.setattr(speed, "_onednn_is_exact", lambda: True)
+    with speed.fast_matmul(torch.device("cuda")):
         assert precision() == "none"
+    one, other = (speed.fast_matmul(torch.device("cpu")) for _ in range(2))
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)  # as of another thread, before the other
+    assert precision() == "bf16"
+    other.__exit__(None, None, None)
+    assert precision() == "none"
 
 
 def test_with_and_without_onednn_the_numbers_agree(precision, monkeypatch):
@@ -524,7 +481,7 @@ def test_with_and_without_onednn_the_numbers_agree(precision, monkeypatch):
         return [*history.step_losses, *history.valid, evaluate(model, NOISE.test)]
 
     with_it = numbers()
-    monkeypatch.setattr(training_module, "_onednn_is_exact", lambda: False)
+    monkeypatch.setattr(speed, "_onednn_is_exact", lambda: False)
     assert with_it == pytest.approx(numbers(), abs=1e-5)
 
 
@@ -536,7 +493,7 @@ def test_coarse_products_are_noticed(precision, monkeypatch):
         return multiply(a.bfloat16().float(), b.bfloat16().float()) if precision() == "bf16" else multiply(a, b)
 
     monkeypatch.setattr(torch, "bmm", coarse)
-    assert training_module._onednn_is_exact.__wrapped__() is False
+    assert speed._onednn_is_exact.__wrapped__() is False
     assert precision() == "none"
 
 
@@ -544,132 +501,82 @@ def test_coarse_products_are_noticed(precision, monkeypatch):
 
 
 class Bomb(nn.Module):
-    """A model whose loss is NaN or infinite from the n-th training step on."""
+    """A model whose loss is NaN from the n-th training step on."""
 
     config = SimpleNamespace(context=T)
 
-    def __init__(self, at, loss):
+    def __init__(self, at):
         super().__init__()
-        self.at, self.loss, self.steps, self.logits = at, loss, 0, nn.Parameter(torch.zeros(V))
+        self.at, self.steps, self.logits = at, 0, nn.Parameter(torch.zeros(V))
 
     def forward(self, tokens):
         self.steps += self.training
         logits = self.logits.expand(len(tokens), V)
-        return logits if self.steps < self.at else logits + torch.tensor(self.loss) * torch.arange(V)
+        return logits if self.steps < self.at else logits * math.nan
 
 
 @pytest.mark.parametrize("step", [1, 99, 100, 101, 130, 131, 260])
 def test_divergence_names_step_loss_and_learning_rate(step):
     training = TrainingConfig(epochs=2, windows_per_epoch=130, batch=1, eval_windows=1, learning_rate=0.123)
-    with pytest.raises(Diverged) as error:
-        fit(Bomb(step, math.nan), NOISE, training, 0, progress=False)
+    with pytest.raises(Diverged, match=rf"^loss is nan at step {step}, with learning rate 0\.123") as error:
+        fit(Bomb(step), NOISE, training, 0, progress=False)
     assert (error.value.step, error.value.learning_rate) == (step, 0.123)
     assert math.isnan(error.value.loss)
-    assert all(words in str(error.value) for words in ("loss is nan", f"step {step},", "learning rate 0.123"))
 
 
-def test_divergence_is_an_arithmetic_error_and_infinity_counts():
-    with pytest.raises(FloatingPointError, match=r"loss is (inf|nan) at step 2, with learning rate 1e\+30"):
-        run(training=replace(QUICK, learning_rate=1e30))
-
-
-def test_nan_weights_are_found_at_the_first_step():
-    model = build(ATTENTION, V, seed=0)
-    with torch.no_grad():
-        model.head.bias[0] = math.nan
-    with pytest.raises(Diverged, match=r"loss is nan at step 1, with learning rate 0\.0003"):
-        fit(model, NOISE, QUICK, 0, progress=False)
-
-
-def test_divergence_at_the_very_last_step_is_found():
-    with pytest.raises(Diverged):
-        run(training=replace(QUICK, epochs=1, windows_per_epoch=16, learning_rate=1e38))
-
-
-def test_a_validation_split_that_is_too_short_is_refused_before_training():
-    model = build(MLP, V, seed=0)
-    before = state(model)
-    with pytest.raises(ValueError, match="eval_windows"):
-        fit(model, corpus(noise(100), noise(20)), QUICK, 0, progress=False)
-    assert same(model.state_dict(), before)
+@pytest.mark.parametrize(
+    ("epochs", "windows", "rate", "named"),
+    [(2, 40, 1e30, r"loss is (inf|nan) at step 2, with"), (1, 16, 1e38, r"validation loss is (inf|nan) at step 1,")],
+)
+def test_infinity_and_what_only_validation_shows_are_divergence_too(epochs, windows, rate, named):
+    with pytest.raises(FloatingPointError, match=named):
+        run(training=replace(QUICK, epochs=epochs, windows_per_epoch=windows, learning_rate=rate))
 
 
 # evaluate
 
 
-@pytest.mark.parametrize(("n_windows", "stride"), [(None, 1), (1, 1), (37, 1), (37, 4), (None, 10), (295, 1)])
+@pytest.mark.parametrize(
+    "evaluation",
+    [Evaluation(*of) for of in ((None,), (1,), (37,), (37, 4), (None, 10), (295,), (None, 1, 9), (50, 7, 9))],
+    ids=str,
+)
 @pytest.mark.parametrize("batch", [8, 512])
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluate_equals_a_naive_loop_and_leaves_the_mode(n_windows, stride, batch, training):
+def test_evaluate_equals_a_naive_loop_and_leaves_the_model(evaluation, batch, training, generator_left):
+    """Models of all contexts score the same tokens where the first is given."""
     model = build(MLP, V, seed=0).eval()
-    ids, losses = NOISE.valid, []
-    for i in range(0, len(ids) - T if n_windows is None else n_windows, stride):
-        losses.append(F.cross_entropy(model(ids[None, i : i + T])[0], ids[i + T]).item())
+    ids, tokens = NOISE.valid, range(evaluation.first or T, 300)[: evaluation.windows][:: evaluation.stride]
+    losses = [F.cross_entropy(model(ids[None, i - T : i])[0], ids[i]).item() for i in tokens]
     model.train(training)
-    rng = torch.get_rng_state()
-    nll = evaluate(model, ids, n_windows, stride, batch)
+    before = copy.deepcopy(model)
+    nll = evaluate(model, ids, evaluation, batch)
     assert type(nll) is float
     assert nll == pytest.approx(sum(losses) / len(losses), abs=1e-6)
-    assert model.training == training
-    assert torch.equal(torch.get_rng_state(), rng)
-
-
-def test_contexts_score_the_same_tokens_from_the_first_asked_for():
-    model = build(MLP, V, seed=0).eval()
-    every = [F.cross_entropy(model(NOISE.valid[None, i - T : i])[0], NOISE.valid[i]).item() for i in range(9, 300)]
-    assert len(NOISE.valid) == 300
-    assert evaluate(model, NOISE.valid, first=9) == pytest.approx(sum(every) / len(every), abs=1e-6)
-    assert evaluate(model, NOISE.valid, 50, 7, first=9) == pytest.approx(sum(every[:50:7]) / 8, abs=1e-6)
-    assert evaluate(model, NOISE.valid, first=T) == evaluate(model, NOISE.valid)
-
-
-def test_fit_validates_from_the_first_token_asked_for():
-    training = replace(QUICK, eval_windows=None, eval_stride=3, eval_from=9)
-    model = build(MLP, V, seed=0)
-    history = fit(model, NOISE, training, 0, progress=False)
-    assert min(history.valid) == evaluate(model, NOISE.valid, stride=3, first=9)
-    with pytest.raises(ValueError, match="first token scored is 3"):
-        fit(model, NOISE, replace(training, eval_from=3), 0, progress=False)
-
-
-def test_evaluate_changes_nothing_and_the_model_trains_on():
-    model = build(ATTENTION, V, seed=0)
-    before = copy.deepcopy(model.state_dict())
-    evaluate(model, NOISE.valid)
-    assert same(model.state_dict(), before)
-    assert all(p.grad is None for p in model.parameters())
-    model(NOISE.train[None, :T]).sum().backward()
+    assert same(model, before) and model.training == training
+    model.eval()(ids[None, :T]).sum().backward()  # it can be trained on
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"n_windows": 0}, "n_windows must be an integer of at least 1, got 0"),
-        ({"n_windows": 296}, "n_windows must be at most the 295 there are, got 296"),
-        ({"stride": 0}, "stride must be an integer of at least 1, got 0"),
+        ({"evaluation": Evaluation(296)}, "296 windows are asked for .* 295"),
+        ({"evaluation": Evaluation(None, first=T - 1)}, f"first token scored is {T - 1}, but a context of {T} "),
         ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
-        ({"first": T - 1}, f"first token scored is {T - 1}, but a context of {T} "),
-        ({"first": 300}, "first token scored is 300, but there are 300, numbered from 0"),
         ({"ids": torch.arange(T) % V}, "does not fit 5 tokens"),
         ({"ids": NOISE.valid[None]}, "1-D"),
     ],
 )
-def test_evaluate_refuses_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_evaluate_refuses_bad_arguments(arguments, named):
+    with pytest.raises(ValueError, match=named):
         evaluate(build(MLP, V, seed=0), **{"ids": NOISE.valid, **arguments})
 
 
-def test_evaluate_restores_the_mode_after_an_error():
+def test_each_part_is_in_the_mode_it_was_in_afterwards_error_or_not():
     model = headless()
+    model.hidden.eval()
     with pytest.raises(TypeError):
         evaluate(model, NOISE.valid)
-    assert model.training
-
-
-def test_parts_that_their_owner_keeps_in_evaluation_mode_stay_there():
-    model = build(MLP, V, seed=0)
-    model.hidden.eval()
-    evaluate(model, NOISE.valid)
     assert model.training and not any(part.training for part in model.hidden.modules())
 
 
@@ -678,11 +585,14 @@ def test_parts_that_their_owner_keeps_in_evaluation_mode_stay_there():
 def test_an_id_outside_the_vocabulary_is_no_target(bad, at):
     ids = NOISE.valid.clone()
     ids[at] = bad
-    for train, valid in ((NOISE.train, ids), (ids, NOISE.valid)):
+    model = build(MLP, V, seed=0)
+    for use in (
+        lambda: run(data=corpus(NOISE.train, ids)),
+        lambda: run(data=corpus(ids, NOISE.valid)),
+        lambda: evaluate(model, ids),
+    ):
         with pytest.raises(ValueError, match=f"id {bad} at position {at}"):
-            run(data=corpus(train, valid))
-    with pytest.raises(ValueError, match=f"id {bad} at position {at}"):
-        evaluate(build(MLP, V, seed=0), ids)
+            use()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -723,27 +633,16 @@ def test_training_config_is_frozen_and_hashable_and_defaults_to_the_papers():
         paper.batch = 3
 
 
-def test_at_scales_the_windows_and_keeps_the_text_validated_on():
-    paper = TrainingConfig(epochs=4)
-    assert paper.at("paper") == paper
-    for name, fraction in BUDGETS.items():
-        training = paper.at(name)
-        assert training.windows_per_epoch == max(64, round(50_000 * fraction))
-        assert (training.eval_stride == 1) == (name == "paper")
-        assert replace(training, windows_per_epoch=50_000, eval_stride=1) == paper
+@pytest.mark.parametrize("sized_for", BUDGETS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_at_scales_the_windows_and_keeps_the_text_validated_on(budget, sized_for):
+    sized = TrainingConfig(epochs=4)
+    training, fraction = sized.at(budget, sized_for), min(1, BUDGETS[budget] / BUDGETS[sized_for])
+    assert training.windows_per_epoch == max(64, round(50_000 * fraction))
+    assert (training.eval_stride == 1) == (fraction == 1)
+    assert replace(training, windows_per_epoch=50_000, eval_stride=1) == sized
+    assert replace(sized, windows_per_epoch=10).at(budget, sized_for).windows_per_epoch == 10  # never more
     assert BUDGETS["smoke"] < BUDGETS["reduced"] < BUDGETS["paper"] == 1
-
-
-def test_a_training_sized_for_a_smaller_budget_is_scaled_from_there():
-    small = TrainingConfig(windows_per_epoch=6_000)
-    assert small.at("reduced", sized_for="reduced") == small.at("paper", sized_for="reduced") == small
-    smoke = small.at("smoke", sized_for="reduced")
-    assert smoke.windows_per_epoch == round(6_000 * BUDGETS["smoke"] / BUDGETS["reduced"])
-    assert smoke.eval_stride > 1
-
-
-def test_no_budget_trains_more_than_the_papers():
-    assert TrainingConfig(windows_per_epoch=10).at("reduced").windows_per_epoch <= 10
 
 
 def test_at_lists_the_budgets_for_an_unknown_one():
@@ -752,14 +651,11 @@ def test_at_lists_the_budgets_for_an_unknown_one():
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "reduced"), ("", "reduced"), *((b, b) for b in BUDGETS)])
-def test_budget_reads_the_environment(monkeypatch, value, expected):
+def test_budget_reads_the_environment_and_refuses_nonsense(monkeypatch, value, expected):
     monkeypatch.delenv("SLMLIB_BUDGET", raising=False)
     if value is not None:
         monkeypatch.setenv("SLMLIB_BUDGET", value)
     assert budget() == expected
-
-
-def test_budget_rejects_nonsense(monkeypatch):
     monkeypatch.setenv("SLMLIB_BUDGET", "Paper")
     with pytest.raises(ValueError, match=r"SLMLIB_BUDGET is 'Paper'; set it to one of smoke, reduced, paper"):
         budget()

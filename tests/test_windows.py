@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slmlib.windows import Windows, random_stream
+from slmlib.windows import WHOLE, Evaluation, Windows, random_stream
 
 IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5])
 
@@ -36,16 +36,16 @@ def test_windows_are_a_view_of_the_ids():
     assert ids[3] == 7
 
 
-@pytest.mark.parametrize("context", [0, -1, len(IDS), len(IDS) + 1])
-def test_a_context_that_does_not_fit_is_refused(context):
-    with pytest.raises(ValueError, match=rf"context {context} does not fit {len(IDS)} tokens"):
-        Windows(IDS, context)
-
-
-@pytest.mark.parametrize("ids", [IDS[None], torch.tensor(3)])
-def test_ids_must_be_one_dimensional(ids):
-    with pytest.raises(ValueError, match=r"1-D, got shape \("):
-        Windows(ids, 2)
+@pytest.mark.parametrize(
+    ("ids", "context", "named"),
+    [
+        *((IDS, n, f"context {n} does not fit {len(IDS)} tokens") for n in (0, -1, len(IDS), len(IDS) + 1)),
+        *((ids, 2, r"1-D, got shape \(") for ids in (IDS[None], torch.tensor(3))),
+    ],
+)
+def test_ids_that_hold_no_window_are_refused(ids, context, named):
+    with pytest.raises(ValueError, match=named):
+        Windows(ids, context)
 
 
 def test_draw_is_uniform_over_all_starts_with_replacement():
@@ -59,16 +59,57 @@ def test_draw_is_uniform_over_all_starts_with_replacement():
     assert ((counts - expected) ** 2 / expected).sum() < 24.3  # chi-square with 7 degrees of freedom, p = 0.001
 
 
-def test_draws_are_reproducible_and_differ_by_seed_purpose_and_call():
+def test_draws_are_reproducible_and_differ_by_seed_purpose_and_call(generator_left):
     windows = Windows(torch.arange(1000), 3)
 
     def draw(seed=0, purpose="windows", call=0):
         g = random_stream(seed, purpose)
         return [windows.draw(20, g).tolist() for _ in range(call + 1)][call]
 
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
     assert draw() == draw()
     others = [draw(), draw(seed=1), draw(seed=-1), draw(purpose="dropout"), draw(call=1)]
     assert len(set(map(tuple, others))) == len(others)
-    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Evaluation
+
+NLL = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # of a counting model
+
+
+@pytest.mark.parametrize("context", [0, 1, 20])
+@pytest.mark.parametrize(("windows", "stride", "first"), [(None, 1, None), (7, 1, None), (None, 3, 20), (50, 8, 30)])
+def test_an_evaluation_scores_a_stride_of_the_tokens_from_the_first_on(windows, stride, first, context):
+    evaluation, start = Evaluation(windows, stride, first), first or context
+    tokens = list(range(start, 100))[:windows][::stride]
+    assert list(evaluation.scored(100, context)) == tokens
+    assert evaluation.mean(NLL, context) == pytest.approx(sum(NLL[i].item() for i in tokens) / len(tokens))
+
+
+def test_the_whole_is_every_token_that_a_window_predicts():
+    assert list(WHOLE.scored(len(IDS), 4)) == list(range(4, len(IDS)))
+    _, targets = Windows(IDS, 4)[:]
+    assert targets.tolist() == [IDS[i] for i in WHOLE.scored(len(IDS), 4)]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "context", "named"),
+    [
+        (Evaluation(None, first=5), 6, "first token scored is 5, but a context of 6 "),
+        (Evaluation(None, first=100), 6, "first token scored is 100, but there are 100, numbered from 0"),
+        (Evaluation(None), 100, "first token scored is 100"),
+        (Evaluation(95), 6, "95 windows .*eval_windows.* it holds 94"),
+        (Evaluation(90, first=11), 6, "90 windows .* it holds 89"),
+    ],
+)
+def test_a_split_that_does_not_hold_what_is_asked_for_is_named(evaluation, context, named):
+    with pytest.raises(ValueError, match=f"the test split: .*{named}"):
+        evaluation.scored(100, context, "test split")
+    with pytest.raises(ValueError, match=named):
+        evaluation.mean(NLL, context)
+
+
+@pytest.mark.parametrize("field", ["windows", "stride", "first"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_a_field_that_is_no_count_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"Evaluation\.{field} must be .*got {value!r}"):
+        Evaluation(**{"windows": 3, field: value})

@@ -1,0 +1,50 @@
+"""What tests of several files share."""
+
+import json
+
+import pytest
+import safetensors
+import torch
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Here and in the processes started from here: the number of threads may change the last bits."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
+def epochs_in(checkpoint):
+    """How far a checkpoint's run is, read without the package's help; 0 where there is no file."""
+    try:
+        with safetensors.safe_open(checkpoint, "pt") as file:
+            return len(json.loads(file.metadata()["history"])["valid"])
+    except FileNotFoundError:
+        return 0
+
+
+def stream(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a, b):
+    """Whether two modules, or two dictionaries of tensors, hold the same bits under the same names."""
+    a, b = (x.state_dict() if isinstance(x, torch.nn.Module) else x for x in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def close(a, b, tolerance):
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def generator_left():
+    """The global random generator is neither read nor moved in the test: another seed for it, the same results."""
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before)
