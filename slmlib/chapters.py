@@ -3,10 +3,11 @@
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from html import escape
 from statistics import mean, stdev
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 from . import figures, paper, studies, verdicts
 from .corpora import Corpus, CorpusUnavailable, load_corpus
-from .experiments import RESULTS, Experiment, Record, Store
+from .experiments import RESULTS, Experiment, Record, Store, trained
 from .frontier import SEEDS, Cells
-from .models import Config, build, generate, n_parameters
+from .models import Config, generate
 from .ngrams import KneserNey
 from .stats import Estimate, half_interval
-from .training import History, TrainingConfig, budget, evaluate, fit
-from .windows import Evaluation, random_stream
+from .training import History, TrainingConfig, budget
+from .windows import random_stream
 
 STAND_IN = "python-docs"
 CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
@@ -106,30 +107,32 @@ def finding(holds: bool, *values: object, live: bool = False) -> None:
         assert holds, values
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model that a chapter trained, and how it went."""
+class Trained(NamedTuple):
+    """A model that a chapter trained, how it went, and the record of it."""
 
     label: str
     model: nn.Module
-    training: TrainingConfig
     history: History
-    test_nll: float  # nats per token
-    whole: float  # on the whole test split
+    record: Record
+
+    @property
+    def test_nll(self) -> float:
+        return self.record.test_nll
+
+    @property
+    def training(self) -> TrainingConfig:
+        return self.record.experiment.training
 
 
 def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, seed: int | None = None) -> Trained:
-    """Build, fit and test one model, as a record's run does, but for the tokens scored.
+    """Run an experiment here and now, in memory, with the chapters' seed unless another is given.
 
-    Every context up to the paper's 128 scores the same tokens: those that windows of 128 would score.
+    Every context up to the paper's 128 is validated and tested on the same tokens, those that windows of 128 score; the
+    whole split is looked at as thinly.
     """
-    seed = _seed() if seed is None else seed
-    model = build(config, len(corpus.vocabulary), seed=seed)
-    history = fit(model, corpus, training, seed=seed)
-    first = max(CONTEXT, config.context)
-    test = evaluate(model, corpus.test, replace(training.test, first=first))
-    whole = evaluate(model, corpus.test, Evaluation(None, 11 * training.eval_stride, first))  # 11 times as long
-    return Trained(label, model, training, history, test, whole)
+    same = replace(training, eval_from=max(CONTEXT, config.context), whole_stride=11 * training.eval_stride)
+    experiment = Experiment(corpus.name, config, same, _seed() if seed is None else seed)
+    return Trained(label, *trained(experiment, corpus))
 
 
 def rerun(label: str, corpus: Corpus) -> Trained:
@@ -147,19 +150,15 @@ def compare(rows: Mapping[str, Trained | Iterable[Record]]) -> pd.DataFrame:
     """
     table, reported = {}, {r.label: r.test_nll for r in paper.RUNS}
     for name, run in rows.items():
-        records = [] if isinstance(run, Trained) else list(run)
-        training = run.training if isinstance(run, Trained) else records[0].experiment.training
-        tests = [run.test_nll] if isinstance(run, Trained) else [r.test_nll for r in records]
-        whole = [run.whole] if isinstance(run, Trained) else [r.test_nll_whole for r in records]
-        count = n_parameters(run.model).total if isinstance(run, Trained) else records[0].parameters
-        label = run.label if isinstance(run, Trained) else name
+        label, some = (run.label, [run.record]) if isinstance(run, Trained) else (name, list(run))
+        training = some[0].experiment.training
         table[name] = {
-            "test NLL": plus_minus(tests),
+            "test NLL": plus_minus(r.test_nll for r in some),
             "paper": f"{reported[label]:.3f}" if label in reported and _findings else "",
-            "whole split": plus_minus(whole),
-            "parameters": f"{count:,}",
+            "whole split": plus_minus(r.test_nll_whole for r in some),
+            "parameters": f"{some[0].parameters:,}",
             "windows": f"{training.epochs * training.windows_per_epoch:,}",
-            "seeds": f"{len(tests)}",
+            "seeds": f"{len(some)}",
         }
     return pd.DataFrame.from_dict(table, orient="index")
 
