@@ -255,12 +255,13 @@ def verdict(claim: str, reading: verdicts.Reading = "paper") -> pd.DataFrame:
             "p": f"{m.estimate.p:.2g}",
             "seeds": f"{m.estimate.n}",
             "paper": "" if m.paper is None else signed(m.paper),
-            "verdict": v.verdict,
         }
         for v in chosen
         for m in v.contrasts
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns=f"{claim}, nats")
+    words = {v.verdict for v in chosen}
+    heading = f"{claim}: {words.pop()}" if len(words) == 1 else claim
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns=heading)
 
 
 ORDER = {"character": 7, "word": 5}  # of the counting model that stands for all of them: the best on validation

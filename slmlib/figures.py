@@ -156,6 +156,7 @@ def lines(
                 ax.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.6)
         half = [half_interval(seeds) if len(seeds) > 1 else 0.0 for seeds in runs.values()]
         means = [float(y.mean()) for y in runs.values()]
+        marker = marker if len(runs) <= 20 else None
         ax.errorbar(list(runs), means, half if any(half) else None, color=colour, marker=marker, ms=5, capsize=3,
                     elinewidth=1.2)  # fmt: skip
         ends[label] = (max(runs), means[-1], colour)
