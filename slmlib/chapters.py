@@ -20,9 +20,15 @@ from .experiments import RESULTS, Experiment, Record, Store, trained
 from .frontier import SEEDS, Cells
 from .models import Config, generate
 from .ngrams import KneserNey
-from .stats import Estimate, half_interval
+from .stats import Estimate, half_interval, paired
 from .training import History, TrainingConfig, budget
 from .windows import random_stream
+
+__all__ = [  # what a chapter's first cell brings in
+    "agreement", "budget", "by_epoch", "cells", "change", "compare", "counted", "evidence", "finding", "gap", "judged",
+    "judgement", "mean", "pd", "plus_minus", "random_stream", "recorded", "records", "rerun", "sample", "say", "seed",
+    "signed", "start", "study", "train", "validation_curves", "verdict", "whole_split", "with_interval", "yardsticks",
+]  # fmt: skip
 
 STAND_IN = "python-docs"
 CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
@@ -239,6 +245,11 @@ def judged() -> tuple[verdicts.Verdict, ...]:
     return tuple(verdicts.judge(evidence()))
 
 
+def judgement(claim: str, reading: verdicts.Reading = "paper") -> verdicts.Verdict:
+    """The verdict on a claim under one reading (of C2 at equal compute the first budget's)."""
+    return next(v for v in judged() if (v.claim, v.reading) == (claim, reading))
+
+
 def verdict(claim: str, reading: verdicts.Reading = "paper") -> pd.DataFrame:
     """What the published records say of a claim: a row a contrast, with its 95 % interval and corrected p.
 
@@ -309,6 +320,23 @@ def change(
     return [loss(after[s]) - loss(before[s]) for s in sorted(set(after) & set(before))]
 
 
+def whole_split(record: Record) -> float:
+    """A record's test NLL on the whole test split, in nats."""
+    return record.test_nll_whole
+
+
+def gap(
+    after: dict[int, Record], before: dict[int, Record], loss: Callable[[Record], float] = lambda r: r.test_nll
+) -> Estimate | None:
+    """``change`` with its mean, 95 % interval and p; None for fewer than two seeds."""
+    return paired(change(after, before, loss))
+
+
+def validation_curves(runs: Mapping[str, Mapping[int, Record]], windows: int = 1) -> dict[str, dict[int, list[float]]]:
+    """Of records by name and seed: the validation loss of each seed ``by_epoch``."""
+    return {name: by_epoch((r.valid for r in by_seed.values()), windows) for name, by_seed in runs.items()}
+
+
 def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, list[float]]:
     """Losses of several runs after each epoch, by the epoch's number or, given its windows, by the windows seen.
 
@@ -336,12 +364,3 @@ def plus_minus(values: Iterable[float], digits: int = 3) -> str:
     values = list(values)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
-
-
-def quote(key: str, value: object) -> None:
-    """Keep a figure or a paragraph of Markdown under a key, for other pages of the built book to show."""
-    try:
-        from myst_nb import glue
-    except ImportError:  # it comes with the book's tools, which a notebook on its own does without
-        return
-    glue(key, Markdown(value) if isinstance(value, str) else value, display=False)

@@ -14,30 +14,6 @@ LINE = 'repository: {url: "", branch: main}'
 BUTTONS = re.compile(r'href="([^"]*)"[^>]*?class="btn btn-sm[^>]*?title="([^"]*)"', re.DOTALL)
 
 
-INTRO = """# Intro
-
-Text, $x$, and {numref}`fig-glued`.
-
-:::{glue:figure} drawing
-:doc: 01-data.ipynb
-:name: fig-glued
-
-A caption with $c$.
-:::
-
-:::{glue:md} sentence
-:doc: 01-data.ipynb
-:::
-"""
-
-
-def glue(key: str, mime: str, text: str) -> dict:
-    """An output as `glue(key, ..., display=False)` leaves it."""
-    prefix = "application/papermill.record/"
-    metadata = {"scrapbook": {"name": key, "mime_prefix": prefix}}
-    return {"output_type": "display_data", "data": {prefix + mime: text}, "metadata": metadata}
-
-
 def build(folder: Path, url: str) -> dict[str, str]:
     """The links in the header of a built chapter, by tooltip."""
     config = (ROOT / "_config.yml").read_text(encoding="utf-8")
@@ -49,11 +25,9 @@ def build(folder: Path, url: str) -> dict[str, str]:
     for name in ("assets", "ext"):
         shutil.copytree(ROOT / "book" / name, folder / "book" / name)
     (folder / "book" / "references.bib").write_text("", encoding="utf-8")
-    (folder / "book" / "intro.md").write_text(INTRO, encoding="utf-8")
-    drawing = glue("drawing", "image/svg+xml", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
-    sentence = glue("sentence", "text/markdown", "It is **measured**: $m$.")
+    (folder / "book" / "intro.md").write_text("# Intro\n\n$x$\n", encoding="utf-8")
     code = {"cell_type": "code", "id": "b", "metadata": {}, "source": "1", "execution_count": 1}
-    code["outputs"] = [drawing, sentence]
+    code["outputs"] = []
     text = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Chapter\n\n$x$"}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": [text, code], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
@@ -92,12 +66,3 @@ def test_elsewhere_than_on_github_there_is_no_colab(tmp_path):
     assert buttons["Suggest edit"] == "https://gitlab.com/someone/book/-/edit/main/book/01-data.ipynb"
     assert buttons["Launch on Binder"].startswith("https://mybinder.org/v2/gl/someone%2Fbook/main?")
     assert "Launch on Colab" not in buttons
-
-
-def test_a_page_shows_what_a_chapter_glued(tmp_path):
-    build(tmp_path, "")
-    html = (tmp_path / "_build" / "html" / "book" / "intro.html").read_text(encoding="utf-8")
-    assert re.search(r'<figure[^>]* id="fig-glued">.*?<img[^>]*src="../_images/drawing.svg"', html, re.DOTALL)
-    assert re.search(r'<span class="caption-number">Fig. 1 ?</span>', html)
-    assert re.search(r'href="#fig-glued"><span class="std std-numref">Fig. 1</span>', html)
-    assert "It is <strong>measured</strong>" in html and "\\(m\\)" in html
