@@ -184,7 +184,6 @@ def agreement(*labels: str) -> pd.DataFrame:
                 "ours": plus_minus(losses),
                 "paper": f"{line.paper:.3f}",
                 "difference": signed(line.difference),
-                "whole split": f"{line.whole:.3f}",
                 "seeds": f"{line.seeds}",
                 **{rule: "yes" if so else "no" for rule, so in line.agrees().items()},
             }

@@ -223,6 +223,19 @@ def test_nothing_is_wider_than_a_phone(facts, name):
     assert facts(name)["wide"] == []
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_tables_need_no_scrolling_on_a_laptop(page, name):
+    page.set_viewport_size({"width": 1280, "height": 844})
+    page.goto((SITE / name).as_uri())
+    wider = page.eval_on_selector_all(
+        "article .cell_output .output, article .pst-scrollable-table-container",
+        "(all) => all.filter((e) => e.querySelector('table') && e.scrollWidth > e.clientWidth + 1)"
+        ".map((e) => e.innerText.slice(0, 60))",
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert wider == []
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_light_and_dark_are_legible(page, name):
     page.goto((SITE / name).as_uri())
