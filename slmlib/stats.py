@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import copysign, inf, isnan, sqrt
+from math import copysign, isnan, sqrt
 from statistics import fmean
 
 import numpy as np
@@ -21,11 +21,6 @@ class Estimate:
     p: float
     n: int  # seeds, of the smaller side
     spread: float  # standard deviation of what one run of each shows; of one seed, where they are paired
-
-    @property
-    def d(self) -> float:
-        """The effect over that standard deviation."""
-        return self.effect / self.spread if self.spread else copysign(inf, self.effect)
 
     @property
     def sign(self) -> int:
@@ -101,10 +96,9 @@ def holm(p: Mapping) -> dict:
     return adjusted
 
 
-def corrected(estimates: Sequence[Estimate], wanted: int = 0) -> list[Estimate]:
-    """Estimates with Holm's p values, over as many tests as are ``wanted``: those still to come count as p = 1."""
-    p = {i: e.p for i, e in enumerate(estimates)} | {-i: 1.0 for i in range(1, 1 + wanted - len(estimates))}
-    adjusted = holm(p)
+def corrected(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Estimates with Holm's p values, over all of them."""
+    adjusted = holm({i: e.p for i, e in enumerate(estimates)})
     return [replace(e, p=adjusted[i]) for i, e in enumerate(estimates)]
 
 

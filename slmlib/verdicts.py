@@ -46,13 +46,13 @@ class Evidence:
     cells: Cells
 
     @classmethod
-    def read(cls, folder: Path = RESULTS, published: bool = True) -> "Evidence":
+    def read(cls, folder: Path = RESULTS) -> "Evidence":
         """From a folder of stores; of the paper's runs as many seeds as are published."""
         others = {
             e: r for suite in ("depth-context", "positions", "words") for e, r in Store(folder / suite).found().items()
         }
         cells = frontier.cells(Store(folder / "frontier").found())
-        return cls(paper.records(Store(folder / "paper"), None if published else 100), others, cells)
+        return cls(paper.records(Store(folder / "paper")), others, cells)
 
     def runs(self, label: str) -> Mapping[int, Record]:
         """Records by seed: of a run of the paper by its label, or of another by the label in ``OTHERS``."""

@@ -17,7 +17,7 @@ def test_pairs_are_compared_by_a_t_test_of_their_differences():
     assert got.p == pytest.approx(expected.pvalue) and got.n == 4
     assert (got.low, got.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert got.effect == pytest.approx(mean(A) - mean(B))
-    assert got.d == pytest.approx(mean(differences) / stdev(differences))
+    assert got.spread == pytest.approx(stdev(differences))
     assert stats.paired([0.1]) is None
 
 

@@ -45,15 +45,12 @@ def lay(folder: Path) -> Path:
     for name in ("book/assets", "book/ext", "results/words"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "slmlib").mkdir()
-    shutil.copy(ROOT / "slmlib" / "figures.py", folder / "slmlib" / "figures.py")
-    figures = (folder / "slmlib" / "figures.py").read_text(encoding="utf-8")
+    figures = (ROOT / "slmlib" / "figures.py").read_text(encoding="utf-8")
     kept = [line for line in figures.splitlines(keepends=True) if not line.startswith("from .")]
-    (folder / "slmlib" / "figures.py").write_text("".join(kept).replace("AGREE", "0.03"), encoding="utf-8")
+    text = "from __future__ import annotations\n" + "".join(kept)
+    (folder / "slmlib" / "figures.py").write_text(text, encoding="utf-8")
     (folder / "slmlib" / "__init__.py").write_text(
         "from pathlib import Path\n\nWHERE = str(Path(__file__).parents[1])\n", encoding="utf-8"
-    )
-    (folder / "slmlib" / "figures.py").write_text(
-        "History = None\n" + (folder / "slmlib" / "figures.py").read_text(encoding="utf-8"), encoding="utf-8"
     )
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     (folder / "requirements.txt").write_text("-e .\n", encoding="utf-8")
