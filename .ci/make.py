@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,18 +235,45 @@ def test():
         places = ["slmlib", "tests", "book", ".ci"]
         python("-m", "ruff", "check", *places)
         python("-m", "ruff", "format", "--check", *places)
-        python("-m", "pytest", "tests", "--ignore=tests/test_site.py", "--ignore=tests/test_ways_in.py")
-        book()
         before = digest(["book"])
-        python("-m", "pytest", "--nbmake", "book/", env={"OMP_NUM_THREADS": "1", "SLMLIB_BUDGET": "smoke"})
+        with alongside("-m", "pytest", "tests", "--ignore=tests/test_site.py", "--ignore=tests/test_ways_in.py"):
+            python("-m", "pytest", "--nbmake", "book/", env=bare())
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
+        book()
         names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
         if not any(name and shutil.which(name) for name in names):
             subprocess.run([str(PYTHON), "-m", "playwright", "install", "chromium"])
         python("-m", "pytest", "tests/test_site.py", env={"SLM_SITE": "required"})
         write(RUN / "tested", key.encode())
     print("All tests have passed on what is here.")
+
+
+def bare():
+    """The smoke budget, no corpus and no network: chapters go on with the text that every Python carries."""
+    nothing = RUN / "no corpora"
+    shutil.rmtree(str(nothing), ignore_errors=True)
+    nothing.mkdir(parents=True)
+    closed = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
+    closed.update({name.upper(): address for name, address in closed.items()}, no_proxy="", NO_PROXY="")
+    return dict(closed, OMP_NUM_THREADS="1", SLMLIB_BUDGET="smoke", SLMLIB_DATA=str(nothing))
+
+
+@contextmanager
+def alongside(*arguments):
+    """Run .venv's Python on something else while this goes on; what it said comes after."""
+    with open(str(RUN / "alongside.log"), "w+", encoding="utf-8") as log:
+        process = subprocess.Popen([str(PYTHON), *arguments], env=environment(), cwd=str(ROOT), stdout=log, stderr=log)
+        try:
+            yield
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            print(log.read(), flush=True)
+    if process.returncode:
+        sys.exit(1)
 
 
 def ways_in():

@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import http.server
+import os
 import re
 import subprocess
 import sys
@@ -429,3 +430,14 @@ def test_models_training_and_python_docs_need_neither_pooch_nor_widgets():
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
+
+
+def test_a_closed_proxy_puts_the_corpora_out_of_reach(monkeypatch, tmp_path):
+    """Guards the run of all chapters with no corpus: if requests ignored the proxies, it would prove nothing."""
+    monkeypatch.setenv("SLMLIB_DATA", os.fspath(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(CorpusUnavailable):
+        load_corpus("tiny_shakespeare")
