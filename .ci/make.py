@@ -108,7 +108,7 @@ def setup():
     before = read(stamp)
     if version and before == installed(version):
         return
-    elsewhere = before is not None and json.dumps(str(ROOT)) not in before and not VENV.is_symlink()
+    elsewhere = bool(before) and json.dumps(str(ROOT)) not in before and not VENV.is_symlink()
     if version is None or elsewhere:  # none yet, its Python gone, or copied or moved from elsewhere
         if sys.version_info < (3, 11):  # noqa: UP036
             name = setting("PYTHON", "python3")
@@ -191,11 +191,14 @@ def is_notebook(path):
 def execute(stale, ran):
     """Run chapters, so many at once, and keep each that passes; what fails is shown, after the others have run."""
     waiting, running, failed = list(stale), [], False
+    workers = setting("WORKERS", "2")
+    if not workers.isdecimal() or int(workers) < 1:
+        stop(f"WORKERS must be a number of processes, at least 1, got '{workers}'")
     limit = "--nbmake-timeout=" + setting("CELL_TIMEOUT", "600")
     env = dict(environment(), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
     try:
         while waiting or running:
-            while waiting and len(running) < int(setting("WORKERS", "2")):
+            while waiting and len(running) < int(workers):
                 chapter, of = waiting.pop(0)
                 command = [str(PYTHON), "-m", "pytest", "--nbmake", "--overwrite", limit, "-p", "no:cacheprovider"]
                 what = ["./" + chapter.name]
@@ -262,6 +265,7 @@ def bare():
 @contextmanager
 def alongside(*arguments):
     """Run .venv's Python on something else while this goes on; what it said comes after."""
+    RUN.mkdir(exist_ok=True)
     with open(str(RUN / "alongside.log"), "w+", encoding="utf-8") as log:
         process = subprocess.Popen([str(PYTHON), *arguments], env=environment(), cwd=str(ROOT), stdout=log, stderr=log)
         try:
@@ -284,14 +288,19 @@ def ways_in():
 def clean():
     made = [RUN, ROOT / "_build", ROOT / "build", ROOT / "dist", ROOT / ".pytest_cache", ROOT / ".ruff_cache"]
     for path in [*made, *ROOT.glob("*.egg-info"), *ROOT.glob("*/__pycache__")]:
-        shutil.rmtree(str(path), ignore_errors=True)
+        remove(path)
 
 
 def distclean():
     clean()
-    if VENV.is_symlink():
-        VENV.unlink()
-    shutil.rmtree(str(VENV), ignore_errors=True)
+    remove(VENV)
+
+
+def remove(path):
+    """A folder with all in it, or a link to one."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(str(path), ignore_errors=True)
 
 
 def lab():
@@ -304,11 +313,13 @@ GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, l
 def main(goal):
     if "_build" in ROOT.parts or "$" in str(ROOT):
         stop(f"neither nbmake nor setuptools works in {ROOT}, for a folder named _build or a $ on the way: move it")
-    with open(__file__, encoding="utf-8") as lock:
+    with open(__file__, "r+", encoding="utf-8") as lock:  # for writing, as a lock over NFS asks for
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stop(f"another make is at work in {ROOT}: wait until it has ended")
+        except OSError:  # a file system without locks
+            pass
         try:
             GOALS[goal]()
         except KeyboardInterrupt:

@@ -41,8 +41,12 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
         ValueError: if it is none of them; names it and lists them.
     """
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+        raise UnknownChoice(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     return str(value)
+
+
+class UnknownChoice(ValueError):
+    """A word that is none of those there are."""
 
 
 def token_ids(ids: Any, vocab_size: int, name: str = "ids") -> Tensor:

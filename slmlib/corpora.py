@@ -227,6 +227,8 @@ def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
                 raise TimeoutError(
                     f"{bar.n} bytes in {took:.0f} seconds; below {SLOWEST} bytes a second it is given up"
                 )
+        if size and bar.n < int(size):
+            raise ConnectionError(f"the connection was closed after {bar.n} of {size} bytes")
 
 
 def _read(file: str) -> str:

@@ -29,7 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .checkpoints import epochs_done, write_whole
-from .checks import Checked
+from .checks import Checked, UnknownChoice
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
@@ -82,7 +82,7 @@ class Experiment(Checked):
         """The experiment that ``spec()`` describes; fields that it lacks have their defaults.
 
         Raises:
-            LaterVersion: for a field or a kind of model that there is not.
+            LaterVersion: for a field, a choice or a kind of model that there is not.
             ValueError: for anything else that is no spec.
         """
         try:
@@ -97,6 +97,8 @@ class Experiment(Checked):
                     "it may be of a later version; leave it, and update slmlib to read it"
                 )
             return cls(**{**spec, "model": kind(**model), "training": TrainingConfig(**training)})
+        except UnknownChoice as error:  # a later version's, or one of an earlier that nothing uses any more
+            raise LaterVersion(f"{error}: it may be of another version of slmlib; leave it") from error
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the spec of an experiment ({error}): {spec!r}") from error
 
@@ -490,7 +492,7 @@ class Remaining:
         self._seconds, self._flops = Counter(), Counter()  # of records, by experiment but for its seed; None: of all
         self._spent, self.finished = 0.0, set()
         for record in store:
-            if all(record.machine[k] == here[k] for k in ("processor", "device")):
+            if all(record.machine.get(k) == here[k] for k in ("processor", "device")):
                 self.add(record)
         self.want(experiments)
         self._began, self._spent = time.monotonic(), 0.0

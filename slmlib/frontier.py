@@ -252,10 +252,13 @@ def compare(
         for families in (worse, better):
             names = {family.name for family in families}
             cell = best_within((c for (name, b), c in there.items() if name in names), budget, ledger)
+            if cell is None:  # nothing of theirs is so cheap
+                break
             chosen.append(cell)
             kin = {family.name for family in of(cell.family.architecture)}
             like.append([c.losses for (name, b), c in there.items() if name in kin and b == cell.budget])
-        made.append(Comparison(budget, *chosen, unpaired_pooled(chosen[0].losses, chosen[1].losses, tuple(like))))
+        if len(chosen) == 2:
+            made.append(Comparison(budget, *chosen, unpaired_pooled(chosen[0].losses, chosen[1].losses, tuple(like))))
     return made
 
 

@@ -207,7 +207,7 @@ class Run:
 def epochs(run: Run, corpus: Corpus, each_step: Callable[[], object], each_epoch: Callable[[], object]) -> None:
     """Train from where ``run`` stands to the last epoch; ``run.best`` are the weights of the best by validation."""
     model, training, history = run.model, run.training, run.history
-    windows = Windows(corpus.train.to(run.device), model.config.context)
+    windows = Windows(corpus.train.to(run.device).long(), model.config.context)
     while len(history.valid) < training.epochs:
         model.train()
         began, losses = time.perf_counter(), []
@@ -245,7 +245,8 @@ def fit(
 
     It ends with the weights of its best-validation epoch, in evaluation mode, without gradients. The same model,
     corpus, training and seed give the same weights, bit for bit, on the same machine with the same number of threads:
-    the global random state is neither read nor written, and others may train in other threads.
+    the global random state is neither read nor written, and others may train in other threads. (That is so of the
+    package's models. A module's own ``nn.Dropout`` draws from the global generator.)
 
     Args:
         model: a module with a ``config.context``, (B, T) ids -> (B, V) logits.

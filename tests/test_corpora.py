@@ -324,6 +324,24 @@ def test_a_download_that_crawls_is_given_up(cache, monkeypatch):
     assert files_in(cache) == []
 
 
+def test_a_download_that_is_cut_short_is_not_laid_to_a_proxy(cache, monkeypatch):
+    class Cut(Crawling):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(b"x" * 5000)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cut) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/train.txt"
+        monkeypatch.setitem(corpora.FILES, "ptb/train.txt", (url, "0" * 64))
+        with pytest.raises(CorpusUnavailable, match=r"closed after 5000 of 1000000 bytes.*try again"):
+            load_corpus("ptb")
+        server.shutdown()
+    assert files_in(cache) == []
+
+
 def test_every_source_is_immutable_and_hashed():
     assert Counter(file.split("/")[0] for file in corpora.FILES) == {"tiny_shakespeare": 1, "ptb": 3, "wikitext-2": 3}
     for url, sha256 in corpora.FILES.values():

@@ -287,12 +287,20 @@ def test_a_later_versions_fields_are_kept(store):
     assert json.loads(store.path(LINEAR).read_text(encoding="utf-8"))["colour"] == "red"
 
 
-@pytest.mark.parametrize("part", ["model", "training", None])
-def test_a_later_versions_experiment_is_warned_of_and_left(store, part):
+@pytest.mark.parametrize(
+    "part, change",
+    [
+        ("model", {"colour": "red"}),
+        ("training", {"colour": "red"}),
+        (None, {"colour": "red"}),
+        ("training", {"schedule": "red"}),  # another choice of what there is
+    ],
+)
+def test_a_later_versions_experiment_is_warned_of_and_left(store, part, change):
     store.put(made_up())
     store.put(made_up(MLP))
-    tampered(store.path(MLP), lambda v: (v["experiment"][part] if part else v["experiment"]).update(colour="red"))
-    with pytest.warns(UserWarning, match=r"colour.*later version.*leave it"):
+    tampered(store.path(MLP), lambda v: (v["experiment"][part] if part else v["experiment"]).update(change))
+    with pytest.warns(UserWarning, match=r"(colour|schedule).*version.*leave it"):
         assert store.found() == {LINEAR: made_up()}
     with pytest.raises(RecordDamaged, match="leave it"):
         store.get(MLP)

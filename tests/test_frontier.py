@@ -158,3 +158,8 @@ def test_crossings_and_laws_are_of_what_validation_chose():
     assert frontier.law(there, "Every position").exponent()[0] > frontier.law(there, "MLP").exponent()[0] > 0
     cell = there["MLP T=8", 1e11]
     assert frontier.choice_cost(cell, found) == 0  # test and validation agree here
+
+
+def test_a_budget_that_buys_one_side_nothing_is_passed_over():
+    there = frontier.cells(Store(RESULTS / "frontier").found())
+    assert frontier.compare(there, frontier.of("MLP"), frontier.of("Every position"), [1e9, 1e10]) == []

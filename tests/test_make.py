@@ -133,3 +133,36 @@ def test_a_stamp_names_the_checkout_the_python_and_what_is_asked_for(script, mon
     monkeypatch.delenv("TORCH")
     monkeypatch.setattr(script, "ROOT", script.ROOT.rename(script.ROOT.with_name("moved")))
     assert script.installed("3.11") != first
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two", ""])
+def test_a_number_of_workers_that_is_none_is_refused(script, monkeypatch, workers):
+    monkeypatch.setenv("WORKERS", workers)
+    with pytest.raises(SystemExit, match="WORKERS must be a number of processes"):
+        script.execute([("chapter", "of")], script.RUN)
+
+
+def test_clean_takes_links_to_folders_elsewhere(script, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    script.RUN.symlink_to(tmp_path / "elsewhere")
+    script.clean()
+    assert not script.RUN.exists() and not script.RUN.is_symlink()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_runs_alongside_is_shown_and_counts(script, monkeypatch, capfd, code):
+    monkeypatch.setattr(script, "PYTHON", Path(sys.executable))
+    said = f"print('said'); raise SystemExit({code})"
+    if code:
+        with pytest.raises(SystemExit), script.alongside("-c", said):
+            pass
+    else:
+        with script.alongside("-c", said):  # where .run is still to be made
+            pass
+    assert "said" in capfd.readouterr().out
+
+
+def test_the_bare_run_has_no_corpus_and_no_network(script):
+    env = script.bare()
+    assert env["SLMLIB_BUDGET"] == "smoke" and not list(Path(env["SLMLIB_DATA"]).iterdir())
+    assert env["HTTPS_PROXY"] == env["https_proxy"] == "http://127.0.0.1:9"
