@@ -11,7 +11,13 @@ from .verdicts import CLAIMS, Evidence, Verdict, headline, judge
 
 #: Where each claim is taken up.
 CHAPTERS = {"C1": "3, 4", "C2": "5, 11", "C3": "8", "C4": "3, 8", "C5": "7", "C6": "4", "C7": "9"}
-_SIGNS = {"holds": "✓", "does not hold": "✗", "no effect of that size": "✗", "too few records": "–"}
+_SIGNS = {
+    "holds": "✓",
+    "does not hold": "✗",
+    "no effect of that size": "✗",
+    "depends on the count": "⇄",
+    "too few records": "–",
+}
 
 
 def table(judged: list[Verdict]) -> str:
