@@ -50,12 +50,9 @@ _seed = seed  # which a parameter of that name would hide
 def start(name: str) -> Corpus:
     """Set the figures' style, say under which conditions the chapter runs, and load its corpus.
 
-    At the ``smoke`` budget a banner says that the numbers mean nothing.
-    Where the corpus cannot be had the chapter goes on with ``python-docs``, under a banner that says so. In both cases
-    ``say`` and ``finding`` keep silent.
-
-    Raises:
-        CorpusDamaged: if it is there with the wrong bytes; that is for the reader to mend, not to paper over.
+    Banners say that the numbers of the ``smoke`` budget mean nothing, and that ``python-docs`` stands in for a corpus
+    that cannot be had; then ``say`` and ``finding`` keep silent. A corpus with the wrong bytes is an error
+    (``CorpusDamaged``) that the reader must mend.
     """
     global _findings
     figures.use_style()
@@ -71,15 +68,11 @@ def start(name: str) -> Corpus:
             f"<details><summary>What was tried</summary>{escape(str(error))}</details>",
         )
     if budget() == "smoke":
-        _banner(
-            "This page ran at the smoke budget:",
-            "a few steps, to see that it runs. Its numbers mean nothing, and its findings are left out.",
-        )
+        text = "a few steps, to see that it runs. Its numbers mean nothing, and its findings are left out."
+        _banner("This page ran at the smoke budget:", text)
     _findings = budget() != "smoke" and not corpus.stands_in_for
-    print(
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"corpus {corpus.name}, budget {budget()}, seed {seed()}"
-    )
+    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    print(f"{versions}, corpus {corpus.name}, budget {budget()}, seed {seed()}")
     return corpus
 
 
@@ -93,22 +86,16 @@ def _banner(headline: str, text: str) -> None:
 
 
 def say(markdown: str, live: bool = False) -> None:
-    """Show a paragraph of Markdown with measured values in it; nothing on a stand-in corpus or at the smoke budget.
+    """Show Markdown with measured values; nothing on a stand-in corpus or at the smoke budget.
 
-    Args:
-        markdown: fixed sentences; ``finding`` holds them to what was measured.
-        live: whether it speaks of runs made on this page, which were tried at the reduced budget alone.
+    ``live`` is of runs made on this page: they were tried at the reduced budget alone, and it is silent at others.
     """
     if _findings and not (live and budget() != "reduced"):
         display(Markdown(markdown))
 
 
 def finding(holds: bool, *values: object, live: bool = False) -> None:
-    """Fail where a sentence of the chapter is not so; silent where ``say`` is.
-
-    Raises:
-        AssertionError: shows the values.
-    """
+    """Fail where a sentence of the chapter is not so (AssertionError, with the values); silent where ``say`` is."""
     if _findings and not (live and budget() != "reduced"):
         assert holds, values
 
@@ -133,7 +120,7 @@ class Trained(NamedTuple):
 def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, seed: int | None = None) -> Trained:
     """Run an experiment here and now, in memory, with the chapters' seed unless another is given.
 
-    Every context up to the paper's 128 is validated and tested on the same tokens, those that windows of 128 score; the
+    Contexts up to the paper's 128 are validated and tested on the same tokens, those that windows of 128 score; the
     whole split is looked at as thinly.
     """
     same = replace(training, eval_from=max(CONTEXT, config.context), whole_stride=11 * training.eval_stride)
@@ -148,11 +135,9 @@ def rerun(label: str, corpus: Corpus) -> Trained:
 
 
 def compare(rows: Mapping[str, Trained | Iterable[Record]]) -> pd.DataFrame:
-    """One row a model: its test NLL, live or over records, beside the paper's figure and what it was trained on.
+    """One row a model: its test NLL, live or mean ± s.d. over seeds' records, and what it was trained on.
 
-    Args:
-        rows: by name; a run trained here, or records of its seeds (mean ± s.d.). Where the name is a label of the
-            paper's runs, its figure stands beside; not on a stand-in corpus.
+    Where its name is a label of the paper's runs, the paper's figure stands beside; not on a stand-in corpus.
     """
     table, reported = {}, {r.label: r.test_nll for r in paper.RUNS}
     for name, run in rows.items():
@@ -170,33 +155,28 @@ def compare(rows: Mapping[str, Trained | Iterable[Record]]) -> pd.DataFrame:
 
 
 def agreement(*labels: str) -> pd.DataFrame:
-    """One row per run of the paper, all 20 if none is named: our records at its full budget, and its figure.
+    """A row a run of the paper, all 20 if none is named: our records at its full budget, and its figure.
 
-    Raises:
-        KeyError: for an unknown label.
+    A KeyError for an unknown label lists those there are.
     """
     chosen = [paper.run(label).label for label in labels] or [r.label for r in paper.RUNS]
-    table = {}
-    for line in paper.status(records()):
-        if line.label in chosen:
-            losses = [record.test_nll for record in records()[line.label].values()]
-            table[line.label] = {
-                "ours": plus_minus(losses),
-                "paper": f"{line.paper:.3f}",
-                "difference": signed(line.difference),
-                "seeds": f"{line.seeds}",
-                **{rule: "yes" if so else "no" for rule, so in line.agrees().items()},
-            }
+    table = {
+        line.label: {
+            "ours": plus_minus(recorded(line.label)),
+            "paper": f"{line.paper:.3f}",
+            "difference": signed(line.difference),
+            "seeds": f"{line.seeds}",
+            **{rule: "yes" if so else "no" for rule, so in line.agrees().items()},
+        }
+        for line in paper.status(records())
+        if line.label in chosen
+    }
     return pd.DataFrame.from_dict(table, orient="index").rename_axis(columns="test NLL")
 
 
 @cache
 def evidence() -> verdicts.Evidence:
-    """All published records that the verdicts are computed from.
-
-    Raises:
-        FileNotFoundError: if there are none where they should be; says where that is and what to do.
-    """
+    """All published records that the verdicts are computed from; FileNotFoundError says what to do without them."""
     found = verdicts.Evidence.read()
     if not any(found.paper.values()):
         raise FileNotFoundError(
@@ -217,20 +197,11 @@ def cells() -> Cells:
 
 
 def study(suite: str, experiment: Callable[[int], Experiment]) -> dict[int, Record]:
-    """The published records of one experiment of a study, by seed.
-
-    Args:
-        suite: a key of ``studies.SUITES``.
-        experiment: the experiment with a seed.
-
-    Raises:
-        KeyError: for an unknown suite.
-    """
+    """The published records of one experiment, by seed; KeyError for a suite that is not in ``studies.SUITES``."""
     if suite not in studies.SUITES:
         raise KeyError(f"no study is called {suite!r}; there are {', '.join(studies.SUITES)}")
     store = Store(RESULTS / suite)
-    by_seed = {s: store.get(experiment(s)) for s in range(SEEDS)}
-    return {s: record for s, record in by_seed.items() if record is not None}
+    return {s: record for s in range(SEEDS) if (record := store.get(experiment(s)))}
 
 
 def recorded(label: str) -> list[float]:
@@ -250,16 +221,12 @@ def judgement(claim: str, reading: verdicts.Reading = "paper") -> verdicts.Verdi
 
 
 def verdict(claim: str, reading: verdicts.Reading = "paper") -> pd.DataFrame:
-    """What the published records say of a claim: a row a contrast, with its 95 % interval and corrected p.
-
-    Raises:
-        KeyError: for a claim or a reading that was not tested.
-    """
+    """A row a contrast of a claim: 95 % interval, corrected p. KeyError for a claim or reading that was not tested."""
     chosen = [v for v in judged() if (v.claim, v.reading) == (claim, reading)]
     if not chosen:
         raise KeyError(f"no verdict on {claim!r} as {reading!r}; see slmlib.verdicts.CONTRASTS")
     rows = {
-        f"{m.says}{', ' if m.note else ''}{m.note}": {
+        ", ".join(filter(None, (m.says, m.note))): {
             "effect": signed(m.estimate.effect),
             "95 % interval": f"{signed(m.estimate.low)} to {signed(m.estimate.high)}",
             "p": f"{m.estimate.p:.2g}",
@@ -278,11 +245,7 @@ ORDER = {"character": 7, "word": 5}  # of the counting model that stands for all
 
 
 def counted(corpus: Corpus) -> tuple[str, Tensor]:
-    """The yardstick that needs no training: modified Kneser-Ney of order 7 on characters, of 5 on words.
-
-    Returns:
-        Its name, and its NLL in nats of each token of the test split.
-    """
+    """Name and NLL, in nats of each test token, of modified Kneser-Ney of order 7 on characters and of 5 on words."""
     order = ORDER[corpus.vocabulary.unit]
     model = KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
     return f"counting {order}", model.nll(corpus.test)
@@ -292,23 +255,22 @@ def yardsticks(
     corpus: Corpus, training: TrainingConfig, orders: Iterable[int] = (1, 2, 7), split: str = "test"
 ) -> dict[str, float]:
     """NLL in nats of counting models (modified Kneser-Ney), by name, on the tokens that a run is scored on."""
-    levels = {}
+    look, levels = replace(training.test, first=CONTEXT), {}
     for n in orders:
         nll = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train).nll(getattr(corpus, split))
-        look = replace(training.test, first=CONTEXT)
         levels[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = look.mean(nll)
     return levels
 
 
 def sample(model: nn.Module, corpus: Corpus, n: int = 200) -> str:
-    """What the model writes after an opening, a speaker's name in Shakespeare: the opening and n tokens more.
+    """An opening, a speaker's name in Shakespeare, and the n tokens that the model writes after it at temperature 0.8.
 
-    Test text before the opening fills the window, as in training; temperature 0.8, the chapters' seed.
+    Test text before the opening fills the window, as in training; the seed is the chapters'.
     """
     opening = corpus.vocabulary.encode("\nThe " if corpus.stands_in_for else "\nROMEO:\n")
     before = corpus.test[: CONTEXT - 8]
-    ids = torch.cat((before, opening))
-    text = generate(model, ids, n, temperature=0.8, generator=random_stream(seed(), "text"))
+    generator = random_stream(seed(), "text")
+    text = generate(model, torch.cat((before, opening)), n, temperature=0.8, generator=generator)
     return corpus.vocabulary.decode(text[len(before) + 1 :])  # without the newline before the opening
 
 
@@ -337,11 +299,7 @@ def validation_curves(runs: Mapping[str, Mapping[int, Record]], windows: int = 1
 
 
 def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, list[float]]:
-    """Losses of several runs after each epoch, by the epoch's number or, given its windows, by the windows seen.
-
-    Args:
-        curves: of each run the losses, as many for all.
-    """
+    """Losses of several runs, all as long, by the epoch's number or, given an epoch's windows, by the windows seen."""
     return {e * windows: list(losses) for e, losses in enumerate(zip(*curves, strict=True), 1)}
 
 

@@ -26,39 +26,19 @@ MODELS = {
     "Transformer": ("#A84F7F", "D"),
     "Every position": ("#7A4FC2", "v"),
 }
-_SPARE = [
-    ("#0069A8", "s"),
-    ("#C24E00", "o"),
-    ("#007A59", "^"),
-    ("#7A4FC2", "v"),
-    ("#8A6500", "D"),
-    ("#A84F7F", "P"),
-    ("#767676", "X"),
-]
+_SPARE = [MODELS[name] for name in ("MLP", "Linear", "Self-attention", "Every position")]
+_SPARE += [("#8A6500", "D"), ("#A84F7F", "P"), (PALE, "X")]
 #: The colour of a verdict.
 VERDICTS = {"holds": "#0069A8", "does not hold": "#C24E00"}
 
 STYLE = {
-    "figure.figsize": (5.8, 3.7),
-    "savefig.bbox": "tight",
-    "figure.constrained_layout.use": True,
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PALE,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": PALE,
-    "grid.alpha": 0.25,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "lines.linewidth": 1.8,
+    "figure.figsize": (5.8, 3.7), "figure.constrained_layout.use": True, "savefig.bbox": "tight",
+    "font.size": 11, "legend.fontsize": 10, "legend.frameon": False, "lines.linewidth": 1.8,
+    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.edgecolor": PALE, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": PALE, "grid.alpha": 0.25,
     "svg.hashsalt": "slmlib",  # the same figure, the same bytes
-}
-
+}  # fmt: skip
 NLL = "test NLL, nats per token"
 
 
@@ -76,24 +56,24 @@ def use_style() -> None:
 
 
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by label: the model's own where the label begins with one, else the next spare pair."""
+    """Colour and marker by label: the model's own where a label is its name up to a comma, else a spare pair."""
     known = {}
     for label in labels:
-        model = next((m for m in MODELS if label == m or label.startswith(f"{m},")), None)
-        if model and MODELS[model] not in known.values():
-            known[label] = MODELS[model]
-    spare = iter(pair for pair in _SPARE if pair[0] not in {colour for colour, _ in known.values()})
-    try:
-        return {label: known.get(label) or next(spare) for label in labels}
-    except StopIteration:
-        raise ValueError(f"{len(labels)} series and too few colours to tell them apart: draw fewer") from None
+        pair = MODELS.get(label.partition(",")[0])
+        if pair and pair not in known.values():
+            known[label] = pair
+    taken = {colour for colour, _ in known.values()}
+    spare = [pair for pair in _SPARE if pair[0] not in taken]
+    if len(labels) - len(known) > len(spare):
+        raise ValueError(f"{len(labels)} series and too few colours to tell them apart: draw fewer")
+    return {label: known.get(label) or spare.pop(0) for label in labels}
 
 
 def _levels(ax: plt.Axes, levels: Mapping[str, float] | None) -> None:
     for name, nll in (levels or {}).items():
         ax.axhline(nll, color=PALE, lw=1, ls=(0, (1, 2)))
         ax.annotate(name, (0, nll), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    ha="left", va="bottom", fontsize=9)  # fmt: skip
+                    va="bottom", fontsize=9)  # fmt: skip
 
 
 def _label_ends(ax: plt.Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
@@ -133,17 +113,12 @@ def lines(
     """Loss against something, a labelled line a series; where a value has several seeds, through their means.
 
     Args:
-        series: ``{label: {x: NLL or the NLL of each seed}}``, at most five; each seed is a dot, bars are 95 % intervals
-            (Student's t).
-        xlabel, ylabel: with units.
+        series: ``{label: {x: NLL or the NLL of each seed}}``, at most five (ValueError); each seed is a dot, bars are
+            95 % intervals (Student's t).
         scale: of x, ``log2``, ``log`` or ``linear``.
         levels: name -> NLL, drawn as dotted lines.
         points: name -> (x, NLL), hollow; a name that begins with an underscore is not written.
         reported: x -> the paper's figure, hollow, labelled *the paper*.
-        ylim: what of the loss to show, where some of it lies too far off.
-
-    Raises:
-        ValueError: for more than five series.
     """
     if len(series) > 5:
         raise ValueError(f"{len(series)} lines in one panel cannot be told apart: draw at most five")
@@ -156,9 +131,8 @@ def lines(
                 ax.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.6)
         half = [half_interval(seeds) if len(seeds) > 1 else 0.0 for seeds in runs.values()]
         means = [float(y.mean()) for y in runs.values()]
-        marker = marker if len(runs) <= 20 else None
-        ax.errorbar(list(runs), means, half if any(half) else None, color=colour, marker=marker, ms=5, capsize=3,
-                    elinewidth=1.2)  # fmt: skip
+        ax.errorbar(list(runs), means, half if any(half) else None, color=colour, ms=5, capsize=3, elinewidth=1.2,
+                    marker=marker if len(runs) <= 20 else None)  # fmt: skip
         ends[label] = (max(runs), means[-1], colour)
     _scale(ax, scale, sorted({x for line in series.values() for x in line}))
     for name, (x, y) in (points or {}).items():
@@ -181,13 +155,7 @@ def lines(
 def emblem(
     best: Mapping[str, Mapping[float, Sequence[float]]], points: Mapping[str, tuple[float, float]], counting: float
 ) -> Figure:
-    """The book's first figure: what a budget buys, as ``screen.emblem`` gives it, above what counting gives.
-
-    Args:
-        best: for each architecture the losses by FLOPs.
-        points: the paper's runs, (FLOPs, loss).
-        counting: loss of the counting model.
-    """
+    """The book's first figure: what a budget buys and the paper's runs (``screen.emblem``), above what counting gives."""
     hollow = {f"_{label}": point for label, point in points.items()}
     label = min(points, key=lambda name: points[name][1])
     hollow["the paper's runs"] = hollow.pop(f"_{label}")
@@ -200,13 +168,7 @@ def emblem(
 def curves(
     histories: Mapping[str, History], windows_per_epoch: int, levels: Mapping[str, float] | None = None
 ) -> Figure:
-    """Training loss (solid, a running mean) and validation loss (dashed, after each epoch) against windows seen.
-
-    Args:
-        histories: by label; models keep their colour throughout the book.
-        windows_per_epoch: the same for all of them.
-        levels: name -> NLL, drawn as dotted lines.
-    """
+    """Training loss (solid, a running mean) and validation loss (dashed) by windows seen; ``levels``: name -> NLL."""
     fig, ax = plt.subplots()
     ends = {}
     for label, (colour, marker) in _looks(list(histories)).items():
@@ -239,12 +201,10 @@ def rows(
     """A row a name: each seed a dot, their mean and its 95 % interval; or an estimate and its interval.
 
     Args:
-        values: by name.
-        xlabel: what they are, and their unit.
         reported: the paper's figures by name, hollow.
-        words: by name a verdict, which colours the row: blue if the claim holds, orange if not, else grey.
-        zero: draw a line at zero; where values differ hundredfold the axis is linear to ±0.1 and logarithmic beyond.
-        band: shade so much on both sides of zero.
+        words: by name a verdict, which colours the row: blue if the claim holds, orange if not, else grey. The axis is
+            then linear to ±0.1 and logarithmic beyond, for values that differ hundredfold.
+        zero, band: draw a line at zero; shade so much on both sides of it.
     """
     fig, ax = plt.subplots(figsize=(5.8, 0.3 * len(values) + 1))
     if zero:
@@ -252,8 +212,7 @@ def rows(
     if band:
         ax.axvspan(-band, band, color=PALE, alpha=0.18, lw=0)
     for row, (name, some) in enumerate(values.items()):
-        colour = INK if words is None else VERDICTS.get(words[name], PALE)
-        colour = MODELS["MLP"][0] if words is None else colour
+        colour = MODELS["MLP"][0] if words is None else VERDICTS.get(words[name], PALE)
         if not isinstance(some, Estimate):
             middle = float(np.mean(some))
             half = half_interval(some) if len(some) > 1 else 0.0
@@ -298,19 +257,19 @@ def stacked(bars: Mapping[str, Mapping[str, float]], xlabel: str, scale: float =
 
 
 def attention_rows(weights: Tensor, names: Sequence[str]) -> Figure:
-    """Where the scored position looks: one picture per head, one row per window, brighter is more.
+    """Where the last, scored position looks: one picture per head, one row per window, brighter is more.
 
     Args:
-        weights: attention of the last position, (H, n, t): heads, windows, the t last positions looked at.
+        weights: its attention, (H, n, t): heads, windows, the t last positions looked at.
         names: a label for each of the n windows; newlines and spaces are made visible.
     """
     heads, n, t = weights.shape
     fig, axes = plt.subplots(1, heads, figsize=(1.25 * heads + 1, 0.2 * n + 1), squeeze=False)
+    visible = [name.replace("\n", "↵").replace(" ", "·") for name in names]
     for h, ax in enumerate(axes[0]):
         ax.imshow(weights[h].numpy(), cmap="viridis", vmin=0, vmax=float(weights.max()), aspect="auto",
                   extent=(-t + 0.5, 0.5, n - 0.5, -0.5))  # fmt: skip
         ax.set_title(f"head {h + 1}", fontsize=10)
-        visible = [name.replace("\n", "↵").replace(" ", "·") for name in names]
         ax.set_yticks(range(n), visible if h == 0 else [], fontsize=10, family="monospace")
         ax.grid(False)
         ax.tick_params(length=0)
