@@ -155,7 +155,7 @@ def lines(
 def emblem(
     best: Mapping[str, Mapping[float, Sequence[float]]], points: Mapping[str, tuple[float, float]], counting: float
 ) -> Figure:
-    """The book's first figure: what a budget buys and the paper's runs (``screen.emblem``), above what counting gives."""
+    """The book's first figure: what a budget buys, the paper's runs (``screen.emblem``), and what counting gives."""
     hollow = {f"_{label}": point for label, point in points.items()}
     label = min(points, key=lambda name: points[name][1])
     hollow["the paper's runs"] = hollow.pop(f"_{label}")

@@ -67,8 +67,19 @@ _FIRST: dict[str, Point] = {  # where the search begins at the smallest budget
     },
 }
 _FIRST["blocks"] = {"layers": 1, **_FIRST["one block"]}
+#: Where a search begins anew: the best of the budget below is so small, in so small batches, that one run would take
+#: most of an hour. It stays in the race as it is.
+_ANEW: dict[tuple[str, float], Point] = {
+    ("one block", 3e12): {
+        **{"width": 128, "context": 64, "tokens": 1024},
+        **{"rate": 5e-3, "muon_rate": 0.01, "dropout": 0.0, "weight_decay": 0.1},
+    },
+}
+_ANEW["blocks", 3e12] = {"layers": 4, **_ANEW["one block", 3e12], "width": 96}
+#: What is still chosen above 10¹³ FLOPs, where a run takes a quarter of an hour and more.
+_LATE = ("layers", "width", "rate", "dropout", "weight_decay")
 #: The largest budget of each architecture: where more compute has ceased to help it.
-LARGEST = {"linear": 1e12, "mlp": 1e14, "one block": 1e14, "blocks": 1e14}
+LARGEST = {"linear": 1e12, "mlp": 3e12, "one block": 1e13, "blocks": 1e14}
 
 
 def model(architecture: str, point: Point) -> Config:
@@ -132,23 +143,35 @@ def search(architecture: str, budget: float, found: Found) -> tuple[Point | None
         point, asked = search(architecture, BUDGETS[BUDGETS.index(budget) - 1], found)
         if point is None:
             return None, asked
+    starts = [p for p in (_ANEW.get((architecture, budget)), point) if p]
+    ends = [_descend(architecture, budget, starts[0], found, asked), *starts[1:]]
+    runs = [experiment(architecture, p, budget, 0) for p in ends if p]
+    asked += runs
+    if None in ends or any(run not in found for run in runs):
+        return None, asked
+    return ends[min(range(len(runs)), key=lambda k: min(found[runs[k]].valid))], asked
+
+
+def _descend(architecture: str, budget: float, point: Point, found: Found, asked: list[Experiment]) -> Point | None:
+    """Where coordinate descent from a point ends, None while that is not known; it adds to what is asked."""
+    settings = {n: v for n, v in LADDERS[architecture].items() if budget <= 1e13 or n in _LATE}
     for _ in range(2 if budget <= 1e12 else 1):
         before = point
-        for name, ladder in LADDERS[architecture].items():
+        for name, ladder in settings.items():
             while True:
                 at = ladder.index(point[name])
                 near = [point, *({**point, name: ladder[j]} for j in (at - 1, at + 1) if 0 <= j < len(ladder))]
                 runs = [experiment(architecture, p, budget, 0) for p in near]
                 asked += runs
                 if any(run not in found for run in runs):
-                    return None, asked
+                    return None
                 best = min(range(len(near)), key=lambda k: min(found[runs[k]].valid))
                 if best == 0:
                     break
                 point = near[best]
         if point == before:
             break
-    return point, asked
+    return point
 
 
 def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
