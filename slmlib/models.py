@@ -5,6 +5,7 @@ Shapes: B batch, T context, C model width, H heads, D = C / H head width, V voca
 """
 
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import Checked, integer, token_ids
-from .speed import Dropout
+from .speed import Attend, Dropout, RootMeanSquare, SquaredReLU, look_up
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
@@ -104,6 +105,10 @@ class Linear(nn.Module):
         _whole_windows(tokens, self.config.context)
         return self.head(self.embed(tokens).flatten(1))  # (B, T, C) -> (B, T·C) -> (B, V)
 
+    def tabulated(self) -> Callable[[Tensor], Tensor]:
+        """The same function by look-up, for as long as the weights stay as they are."""
+        return look_up(self.embed, self.head)
+
 
 class MLP(nn.Module):
     """The neural probabilistic language model of Bengio et al. (2003), with two hidden ReLU layers."""
@@ -127,6 +132,11 @@ class MLP(nn.Module):
         _whole_windows(tokens, self.config.context)
         return self.head(self.hidden(self.embed(tokens).flatten(1)))
 
+    def tabulated(self) -> Callable[[Tensor], Tensor]:
+        """The same function, its first layer by look-up, for as long as the weights stay as they are."""
+        first, rest = look_up(self.embed, self.hidden[0]), self.hidden[1:]
+        return lambda tokens: self.head(rest(first(tokens)))
+
 
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al., 2021), half-split pairing: coordinate i turns with i + D/2.
@@ -138,14 +148,14 @@ class Rotary(nn.Module):
         super().__init__()
         rate = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)  # (D/2,)
         angle = torch.outer(torch.arange(context), rate)  # (T, D/2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)  # (T, D)
+        self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), 1), persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotate x (B, H, T, D), whose t-th row stands at ``positions[t]``."""
-        cos, sin = self.cos[positions], self.sin[positions]
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    def forward(self, x: Tensor, positions: Tensor | slice) -> Tensor:
+        """Rotate x (B, T, …, D), whose t-th row stands at ``positions[t]``."""
+        D, dims = x.size(-1), (-1, *(1,) * (x.dim() - 3), x.size(-1))
+        partner = x.roll(D // 2, -1)
+        return x * self.cos[positions].view(dims) + partner * self.sin[positions].view(dims)
 
 
 class Attention(nn.Module):
@@ -167,30 +177,36 @@ class Attention(nn.Module):
         if config.zero_init:
             _zero(self.out)
 
-    def project(self, x: Tensor, scored: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C) -> queries (B, H, S, D) at the scored positions, keys and values (B, H, T, D) at all."""
-        C = x.size(-1)
-        W, b = self.qkv.weight, self.qkv.bias
-        q = F.linear(x[:, scored], W[:C], b[:C])
-        k, v = F.linear(x, W[C:], b[C:]).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+    def project(self, x: Tensor, scored: slice) -> list[Tensor]:
+        """Queries (B, S, H, D) at the scored positions, keys and values (B, T, H, D) at all, of x (B, T, C).
+
+        They come stacked, as ``Attend`` takes them: all three, or queries alone where fewer positions are scored.
+        """
+        (_, T, C), W, b = x.shape, self.qkv.weight, self.qkv.bias
+        at = slice(*scored.indices(T))
+        if at == slice(0, T, 1):
+            stacks, at = [self.qkv(x)], [slice(0, T)]
+        else:
+            stacks, at = [F.linear(x[:, at], W[:C], b[:C]), F.linear(x, W[C:], b[C:])], [at, slice(0, T)]
+        stacks = [stack.unflatten(-1, (-1, self.heads, C // self.heads)) for stack in stacks]  # (B, T, 1 to 3, H, D)
+        if self.qk_norm or self.rotary is not None:
+            *others, last = stacks
+            placed, v = last.split((last.size(2) - 1, 1), 2)
+            stacks = [*(self._placed(s, p) for s, p in zip((*others, placed), at, strict=True)), v]
+        return stacks
+
+    def _placed(self, x: Tensor, positions: slice) -> Tensor:
         if self.qk_norm:
-            q, k = (F.rms_norm(t, t.shape[-1:]) for t in (q, k))
-        if self.rotary is not None:
-            positions = torch.arange(x.size(1), device=x.device)
-            q, k = self.rotary(q, positions[scored]), self.rotary(k, positions)
-        return q, k, v
+            x = RootMeanSquare.apply(x)
+        return x if self.rotary is None else self.rotary(x, positions)
 
     def forward(self, x: Tensor, scored: slice = EVERY) -> Tensor:
         """(B, T, C) -> (B, S, C), S scored positions."""
-        q, k, v = self.project(x, scored)
-        a = attention_weights(q, k)
-        y = self.dropout(a) @ v  # (B, H, S, T) @ (B, H, T, D) -> (B, H, S, D)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(Attend.apply(self.dropout, *self.project(x, scored)).flatten(2))
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights (B, H, T, T): row t is where position t looks."""
-        q, k, _ = self.project(x, EVERY)
+        q, k, _ = (t.transpose(1, 2) for stack in self.project(x, EVERY) for t in stack.unbind(2))
         return attention_weights(q, k)
 
 
@@ -228,8 +244,8 @@ class FeedForward(nn.Module):
             _zero(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.up(x))  # (B, T, W)
-        return self.dropout(self.down(h.square() if self.squared else h))
+        h = self.up(x)  # (B, T, W)
+        return self.dropout(self.down(SquaredReLU.apply(h) if self.squared else F.relu(h)))
 
 
 def _zero(linear: nn.Linear):
@@ -266,7 +282,14 @@ class Block(nn.Module):
 def _norm(config: TransformerConfig) -> nn.Module:
     if config.norm == "none":
         return nn.Identity()
-    return nn.LayerNorm(config.d_model) if config.norm_kind == "layer" else nn.RMSNorm(config.d_model)
+    return nn.LayerNorm(config.d_model) if config.norm_kind == "layer" else RMSNorm(config.d_model)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, in fewer operations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return RootMeanSquare.apply(x, self.weight)
 
 
 class Transformer(nn.Module):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import checkpoints
 from .checks import Checked, integer, token_ids
 from .corpora import Corpus
-from .models import Transformer, changed, evaluating, hidden_matrices
+from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
 from .speed import dropping_by, fast_matmul, keep_freed_memory
 from .windows import WHOLE, Evaluation, Windows, random_stream
 
@@ -287,7 +287,7 @@ def fit(
         if path:
             checkpoints.save(path, name, run.state(), asdict(run.history))
 
-    with bar, fast_matmul(run.device), dropping_by(run.dropout, model):
+    with bar, fast_matmul(run.device, n_parameters(model).total * training.batch), dropping_by(run.dropout, model):
         epochs(run, corpus, bar.update, after_an_epoch)
     if at_end is not None:
         at_end(run.kept, run.history)
@@ -361,14 +361,16 @@ def evaluate(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batc
     Raises:
         ValueError: if ``ids`` holds an id outside the vocabulary or not what is to be scored, or ``batch`` is below 1.
     """
-    device, context = next(model.parameters()).device, model.config.context
+    device, context, batch = next(model.parameters()).device, model.config.context, integer("batch", batch)
     ids = _in_vocabulary(ids, model)  # a label of -100, say, would be passed over
     windows = Windows(ids.to(device), context)
     scored = evaluation.scored(len(ids), context)
     starts = torch.arange(scored.start, scored.stop, scored.step, device=device) - context
     total = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(model), fast_matmul(device):
-        for chosen in starts.split(integer("batch", batch)):
+    with evaluating(model), fast_matmul(device, n_parameters(model).total * batch):
+        tabulated = isinstance(model, (Linear, MLP)) and len(starts) > 4 * model.embed.num_embeddings
+        forward = model.tabulated() if tabulated else model
+        for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
-            total += _nll(model(inputs), targets, "sum").double()
+            total += _nll(forward(inputs), targets, "sum").double()
     return total.item() / len(starts)

@@ -128,8 +128,11 @@ def absorbed(attention, x):
         scores = asked @ x.transpose(1, 2)
     else:
         k = F.linear(x, W_k, b_k).unflatten(-1, (H, -1)).transpose(1, 2)
-        places = torch.arange(T)
-        scores = (attention.rotary(q, places[-1:]) @ attention.rotary(k, places).transpose(2, 3))[:, :, 0]
+        q, k = (  # positions come before heads there
+            attention.rotary(t.transpose(1, 2), places).transpose(1, 2)
+            for t, places in ((q, slice(T - 1, T)), (k, slice(0, T)))
+        )
+        scores = (q @ k.transpose(2, 3))[:, :, 0]
     answer = ((scores / D**0.5).softmax(-1) @ x).transpose(0, 1)  # (H, B, C)
     y = answer @ W_v.unflatten(0, (H, D)).transpose(1, 2)
     return attention.out(y.transpose(0, 1).flatten(1) + b_v)[:, None]

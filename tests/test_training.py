@@ -414,8 +414,9 @@ def test_a_checkpoint_may_be_named_by_text_and_its_folder_must_be_there(tmp_path
 
 
 @pytest.fixture
-def precision():
-    """What oneDNN may use for float32 products; as it was after the test."""
+def precision(monkeypatch):
+    """What oneDNN may use for float32 products, large or small; as it was after the test."""
+    monkeypatch.setattr(speed, "LARGE", 0)
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "none"
@@ -464,9 +465,9 @@ def test_the_setting_is_restored_after_an_error(function, error, precision, monk
 
 def test_the_last_to_leave_restores_the_setting_and_a_gpu_has_none(precision, monkeypatch):
     monkeypatch.setattr(speed, "_onednn_is_exact", lambda: True)
-    with speed.fast_matmul(torch.device("cuda")):
+    with speed.fast_matmul(torch.device("cuda"), 10**9):
         assert precision() == "none"
-    one, other = (speed.fast_matmul(torch.device("cpu")) for _ in range(2))
+    one, other = (speed.fast_matmul(torch.device("cpu"), 10**9) for _ in range(2))
     one.__enter__()
     other.__enter__()
     one.__exit__(None, None, None)  # as of another thread, before the other
