@@ -368,8 +368,9 @@ def evaluate(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batc
     starts = torch.arange(scored.start, scored.stop, scored.step, device=device) - context
     total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model), fast_matmul(device, n_parameters(model).total * batch):
-        tabulated = isinstance(model, (Linear, MLP)) and len(starts) > 4 * model.embed.num_embeddings
-        forward = model.tabulated() if tabulated else model
+        forward = model
+        if isinstance(model, (Linear, MLP)) and len(starts) > 4 * model.embed.num_embeddings:
+            forward = model.tabulated() if model.embed.weight.element_size() > 2 else model  # sums of short types err
         for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
             total += _nll(forward(inputs), targets, "sum").double()

@@ -435,7 +435,7 @@ def test_onednn_multiplies_where_it_is_exact_and_none_chose_else(
     monkeypatch.setattr(speed, "_onednn_is_exact", lambda: exact)
     torch.backends.mkldnn.matmul.fp32_precision = chosen
     model, seen = build(MLP, V, seed=0), set()
-    model.register_forward_hook(lambda *_: seen.add(precision()))
+    model.head.register_forward_hook(lambda *_: seen.add(precision()))
     fit(model, NOISE, QUICK, 0, False) if function == "fit" else evaluate(model, NOISE.valid)
     assert (seen, precision()) == ({inside}, chosen)
 
