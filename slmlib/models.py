@@ -158,6 +158,10 @@ class Rotary(nn.Module):
         return x * self.cos[positions].view(dims) + partner * self.sin[positions].view(dims)
 
 
+#: Keys and values (B, H, t, D) of the positions before; empty where there are none.
+Past = list[Tensor]
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al., 2017), computed at the scored positions only."""
 
@@ -177,10 +181,11 @@ class Attention(nn.Module):
         if config.zero_init:
             _zero(self.out)
 
-    def project(self, x: Tensor, scored: slice) -> list[Tensor]:
+    def project(self, x: Tensor, scored: slice, first: int = 0) -> list[Tensor]:
         """Queries (B, S, H, D) at the scored positions, keys and values (B, T, H, D) at all, of x (B, T, C).
 
-        They come stacked, as ``Attend`` takes them: all three, or queries alone where fewer positions are scored.
+        x begins at position ``first``. They come stacked, as ``Attend`` takes them: all three, or queries by themselves
+        where fewer positions are scored.
         """
         (_, T, C), W, b = x.shape, self.qkv.weight, self.qkv.bias
         at = slice(*scored.indices(T))
@@ -192,7 +197,13 @@ class Attention(nn.Module):
         if self.qk_norm or self.rotary is not None:
             *others, last = stacks
             placed, v = last.split((last.size(2) - 1, 1), 2)
-            stacks = [*(self._placed(s, p) for s, p in zip((*others, placed), at, strict=True)), v]
+            stacks = [
+                *(
+                    self._placed(s, slice(first + p.start, first + p.stop))
+                    for s, p in zip((*others, placed), at, strict=True)
+                ),
+                v,
+            ]
         return stacks
 
     def _placed(self, x: Tensor, positions: slice) -> Tensor:
@@ -200,9 +211,14 @@ class Attention(nn.Module):
             x = RootMeanSquare.apply(x)
         return x if self.rotary is None else self.rotary(x, positions)
 
-    def forward(self, x: Tensor, scored: slice = EVERY) -> Tensor:
-        """(B, T, C) -> (B, S, C), S scored positions."""
-        return self.out(Attend.apply(self.dropout, *self.project(x, scored)).flatten(2))
+    def forward(self, x: Tensor, scored: slice = EVERY, past: Past | None = None) -> Tensor:
+        """(B, T, C) -> (B, S, C), S scored positions. With a ``past``, x follows it, is all scored and joins it."""
+        if past is None:
+            return self.out(Attend.apply(self.dropout, *self.project(x, scored)).flatten(2))
+        stacks = self.project(x, EVERY, past[0].size(2) if past else 0)
+        q, *new = (t.transpose(1, 2) for stack in stacks for t in stack.unbind(2))  # (B, H, S, D)
+        past[:] = [torch.cat(pair, 2) for pair in zip(past, new, strict=True)] if past else new
+        return self.out((attention_weights(q, past[0]) @ past[1]).transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights (B, H, T, T): row t is where position t looks."""
@@ -265,9 +281,9 @@ class Block(nn.Module):
         self.norm2 = _norm(config) if config.ff_width else None
         self.dropout = Dropout(config.dropout if config.dropout_site == "residual" else 0.0)
 
-    def forward(self, x: Tensor, scored: slice = EVERY) -> Tensor:
+    def forward(self, x: Tensor, scored: slice = EVERY, past: Past | None = None) -> Tensor:
         """(B, T, C) -> (B, S, C)."""
-        a = self.dropout(self.attention(self.norm1(x) if self.pre else x, scored))
+        a = self.dropout(self.attention(self.norm1(x) if self.pre else x, scored, past))
         x = self._add(x[:, scored], a, self.norm1)
         if self.feed_forward is None:
             return x
@@ -322,6 +338,16 @@ class Transformer(nn.Module):
         logits = self.head(self.norm(last(x, EVERY if every_position else LAST)))
         return logits if every_position else logits[:, 0]
 
+    def extend(self, tokens: Tensor, pasts: list[Past]) -> Tensor:
+        """(B, s) ids that follow those of ``pasts``, one a block -> (B, V) logits after the last of them.
+
+        ``pasts`` begins as empty lists and takes up the keys and values: each token is worked at once.
+        """
+        x = self._embed(tokens, pasts[0][0].size(2) if pasts[0] else 0)
+        for block, past in zip(self.blocks, pasts, strict=True):
+            x = block(x, EVERY, past)
+        return self.head(self.norm(x[:, -1]))
+
     @torch.no_grad()
     def attention_maps(self, tokens: Tensor) -> Tensor:
         """(B, t) ids -> attention weights of every layer and head, (L, B, H, t, t), without dropout; rows sum to 1."""
@@ -332,12 +358,13 @@ class Transformer(nn.Module):
                 x = block(x)
         return torch.stack(maps)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        if tokens.dim() != 2 or not 1 <= tokens.size(1) <= self.config.context:
-            raise ValueError(f"tokens must be (B, t) with 1 <= t <= {self.config.context}, got {tuple(tokens.shape)}")
+    def _embed(self, tokens: Tensor, first: int = 0) -> Tensor:
+        most = self.config.context - first
+        if tokens.dim() != 2 or not 1 <= tokens.size(1) <= most:
+            raise ValueError(f"tokens must be (B, t) with 1 <= t <= {most}, got {tuple(tokens.shape)}")
         x = self.embed(tokens)  # (B, T, C)
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.size(1)]
+            x = x + self.positions.weight[first : first + tokens.size(1)]
         return x
 
 
@@ -405,16 +432,21 @@ def generate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     pad: int = 0,
+    cache: bool = False,
 ) -> Tensor:
     """Continue ``prompt`` by ``n`` sampled tokens.
 
     The model always sees a whole window: the last T tokens, filled up on the left with ``pad`` while there are fewer
     (id 0 is the newline in the character corpora). No model is trained on such padding: prefer a prompt of T or more.
 
+    With ``cache`` the window grows instead, and when it is full begins anew with its last half; keys and values are
+    kept, so that a step works one token. That is for transformers trained at every position, which know short windows.
+
     Args:
         model: any module of this file; it is sampled in evaluation mode and left in the mode it was in.
         prompt: 1-D ids, of any length, empty included.
         n: how many tokens to add.
+        cache: as above; a transformer only.
         temperature: divides the logits; 0 takes the likeliest token each time.
         generator: source of randomness, on the CPU; the global one if left out.
 
@@ -423,17 +455,22 @@ def generate(
 
     Raises:
         ValueError: for a prompt that is not 1-D integers or has one, or a pad, outside the vocabulary; for a negative
-            n or temperature; or if the logits are not finite.
+            n or temperature; for a cache with another model; or if the logits are not finite.
     """
     vocab_size, n = model.embed.num_embeddings, integer("n", n, 0)
     if isinstance(temperature, bool) or not isinstance(temperature, Real) or not temperature >= 0:
         raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
     context, device = model.config.context, next(model.parameters()).device
+    if cache and not isinstance(model, Transformer):
+        raise ValueError(f"cache must be False for a {type(model).__name__}: it keeps no keys and values")
     padding = token_ids([pad], vocab_size, "pad").expand(context)
     ids = torch.cat((padding, token_ids(prompt, vocab_size, "prompt").cpu()))
+    see = (
+        _growing(model, min(context, max(1, len(ids) - context))) if cache else lambda ids: model(ids[-context:][None])
+    )
     with evaluating(model):
         for _ in range(n):
-            logits = model(ids[-context:][None].to(device))[0].float().cpu()  # (V,)
+            logits = see(ids.to(device))[0].float().cpu()  # (V,)
             if not logits.isfinite().all():
                 raise ValueError("the model's logits are NaN or infinite: its weights are, or have become too large")
             likeliest = logits.topk(vocab_size)  # sorted: the first is the greedy choice
@@ -441,3 +478,17 @@ def generate(
             chosen = torch.multinomial(p, 1, generator=generator) if temperature else 0
             ids = torch.cat((ids, likeliest.indices[chosen].view(1)))
     return ids[context:]
+
+
+def _growing(model: Transformer, begin: int) -> Callable[[Tensor], Tensor]:
+    """From all ids so far (t,), one more at each call, to the logits (1, V) of a window that grows and starts over."""
+    pasts = []
+
+    def see(ids: Tensor) -> Tensor:
+        full = not pasts or pasts[0][0].size(2) == model.config.context
+        if full:
+            new = begin if not pasts else max(1, model.config.context // 2)
+            pasts[:] = [[] for _ in model.blocks]
+        return model.extend(ids[-new if full else -1 :][None], pasts)
+
+    return see

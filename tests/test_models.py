@@ -573,6 +573,30 @@ def test_greedy_text_equals_a_naive_loop(config, length):
     model(torch.cat((out, out))[None, :T]).sum().backward()  # what was written can be trained on
 
 
+@pytest.mark.parametrize("config", [SMALL, TODAY], ids=["paper", "today"])
+@pytest.mark.parametrize("cuts", [(T,), (3, 5), (1,) * T, (2, 4, 1)])
+def test_a_window_that_comes_in_pieces_gives_the_logits_of_the_whole(config, cuts):
+    model, tokens, pasts, at = make(config), ids(B, T), [[] for _ in range(config.layers)], 0
+    whole = model(tokens, every_position=True)
+    for length in cuts:
+        logits = model.extend(tokens[:, at : at + length], pasts)
+        at += length
+        close(logits, whole[:, at - 1], 1e-5)
+    with pytest.raises(ValueError, match=re.escape(f"1 <= t <= {T - at}, got ({B}, {T - at + 1})")):
+        model.extend(ids(B, T - at + 1), pasts)
+
+
+@pytest.mark.parametrize("config", [SMALL, TODAY], ids=["paper", "today"])
+@pytest.mark.parametrize("length", [0, 1, 5, T, 20])
+def test_with_a_cache_the_window_grows_and_begins_anew_with_its_half(config, length):
+    model, prompt = make(config), ids(length, seed=2)
+    expected, window = prompt.tolist(), prompt[-T:].tolist() or [1]
+    for _ in range(2 * T):
+        expected.append(int(model(torch.tensor([window])).argmax()))
+        window = (window if len(window) < T else window[-T // 2 + 1 :]) + expected[-1:]
+    assert generate(model, prompt, 2 * T, temperature=0, pad=1, cache=True).tolist() == expected
+
+
 @kinds
 def test_sampling_follows_its_generator_and_keeps_the_prompt(config, generator_left):
     model, prompt, state = make(config), ids(5), torch.get_rng_state()
@@ -604,6 +628,7 @@ def test_sampling_follows_the_temperature(temperature):
         (torch.tensor([0.5]), {}, "prompt must be integers"),
         (ids(3), {"pad": V}, f"id {V} at position 0 of pad"),
         (ids(3), {"model": constant(torch.full((V,), math.nan))}, "logits are NaN"),
+        (ids(3), {"model": make(LinearConfig(T, 4)), "cache": True}, "cache must be False for a Linear"),
     ],
 )
 def test_generate_refuses_bad_arguments(prompt, options, named):
