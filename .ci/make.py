@@ -132,7 +132,7 @@ def setup():
 def common():
     """Of all that makes every chapter stale."""
     settings = [environment().get(name) for name in ("SLMLIB_BUDGET", "SLMLIB_DATA", "SLMLIB_SEED")]
-    return digest(["slmlib", "results", "book/conftest.py"], settings, read(VENV / ".installed"))
+    return digest(["slmlib", "results", "benchmarks", "book/conftest.py"], settings, read(VENV / ".installed"))
 
 
 def sources():
@@ -235,7 +235,7 @@ def test():
     rest = ["tests", ".ci", "Makefile", "README.md", "LICENSE", "CITATION.cff", "environment.yml", ".gitignore"]
     key = digest(rest, sources())
     if read(RUN / "tested") != key:
-        places = ["slmlib", "tests", "book", ".ci"]
+        places = ["slmlib", "benchmarks", "tests", "book", ".ci"]
         python("-m", "ruff", "check", *places)
         python("-m", "ruff", "format", "--check", *places)
         before = digest(["book"])
@@ -285,6 +285,11 @@ def ways_in():
     python("-m", "pytest", "tests/test_ways_in.py")
 
 
+def bench():
+    setup()
+    python("-m", "slmlib", "bench", "--save", "benchmarks/results.json")
+
+
 def clean():
     made = [RUN, ROOT / "_build", ROOT / "build", ROOT / "dist", ROOT / ".pytest_cache", ROOT / ".ruff_cache"]
     for path in [*made, *ROOT.glob("*.egg-info"), *ROOT.glob("*/__pycache__")]:
@@ -307,7 +312,7 @@ def lab():
     setup()
 
 
-GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, lab, clean, distclean)}
+GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, bench, lab, clean, distclean)}
 
 
 def main(goal):

@@ -1,6 +1,6 @@
 """Small language models under compute constraints: the package behind the book."""
 
-from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, Vocabulary, load_corpus
+from .corpora import Corpus, CorpusDamaged, CorpusUnavailable, Vocabulary, load_corpus, read_corpus
 from .models import (
     LinearConfig,
     MLPConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "generate",
     "load_corpus",
     "n_parameters",
+    "read_corpus",
 ]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: ``python -m slmlib data``, ``run``, ``status``, ``verdicts``, ``scoreboard``."""
+"""The command line: ``python -m slmlib data``, ``run``, ``status``, ``verdicts``, ``best``, ``try``, …"""
 
 import json
 import os
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict
 from enum import StrEnum
+from math import exp, log
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -18,16 +20,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from . import paper, studies, verdicts
-from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus
-from .experiments import RESULTS, Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run_all
-from .windows import Evaluation
+from . import models, paper, recipes, studies, tryout, verdicts
+from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus
+from .experiments import BENCHMARKS, RESULTS, Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run_all
+from .models import Transformer
+from .screen import markdown, put_between
+from .training import Diverged
+from .windows import Evaluation, random_stream
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 out, err = Console(), Console(stderr=True)
 
 Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
 Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
+Unit = StrEnum("Unit", {name: name for name in ("character", "word")})
 Device = StrEnum("Device", {name: name for name in ("auto", "cpu", "cuda")})
 StoreOption = Annotated[
     Path, typer.Option("--store", exists=True, file_okay=False, help="The folder of the paper's records.")
@@ -233,13 +239,145 @@ def scoreboard(
             print(text, end="")
             return
         for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
-            screen.put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
+            put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
     except (RecordDamaged, CorpusUnavailable, CorpusDamaged, ValueError) as error:
         raise _refuse(error) from None
     figures.use_style()
     lines, points = screen.emblem(evidence)
     figure = figures.emblem(lines, points, Evaluation(None, first=chapters.CONTEXT).mean(nll))
     figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
+
+
+BENCH_MARKS = "<!-- benchmark: written by make bench -->\n", "<!-- end of benchmark -->"
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option(help="The main models' training steps alone: under a minute.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All that was measured, as a JSON object.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also keep it there, and what README.md shows of it.")
+    ] = None,
+):
+    """How fast it is here, beside a textbook's code: ten minutes of one core, for a machine that does nothing else."""
+    if not (BENCHMARKS / "measure.py").is_file():
+        raise _refuse(f"no benchmark in {BENCHMARKS}: clone the book's repository, which holds it")
+    sys.path.insert(0, str(BENCHMARKS))
+    import measure
+
+    found = measure.measure(quick, lambda what: err.print(what, style="dim", highlight=False))
+    rows = measure.rows(found)
+    if save:
+        save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if Path("README.md").is_file() and not quick:
+            put_between(Path("README.md"), BENCH_MARKS, markdown(rows))
+    print(json.dumps(found, indent=1)) if as_json else _table(rows)
+
+
+@app.command()
+def best(
+    flops: Annotated[float, typer.Option(min=0, help="Training FLOPs that it may cost, 1e12 say.")],
+    corpus: Annotated[str, typer.Option(help="The text; the records are of Tiny Shakespeare.")] = "tiny_shakespeare",
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+):
+    """The best model on record that so many FLOPs buy: chosen by validation, tested over seeds."""
+    if corpus != "tiny_shakespeare":
+        raise typer.BadParameter(f"there are records of tiny_shakespeare alone, not of {corpus}", param_hint="--corpus")
+    try:
+        architecture, _, records = recipes.best(flops, Store(RESULTS / "today").found())
+    except (RecordDamaged, ValueError) as error:
+        raise _refuse(error) from None
+    row = {
+        "architecture": architecture,
+        "flops": max(record.flops["counted"] for record in records),
+        "seeds": len(records),
+        "test_nll": fmean(record.test_nll for record in records),
+        "test_nll_whole": fmean(record.test_nll_whole for record in records),
+        "parameters": records[0].parameters,
+        "seconds": fmean(record.seconds["training"] for record in records),
+        "experiment": records[0].experiment.spec(whole=False),
+    }
+    if as_json:
+        print(json.dumps(row))
+        return
+    spec = row.pop("experiment")
+    _table([{name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}])
+    print(json.dumps({part: spec[part] for part in ("model", "training")}, indent=1))
+
+
+@app.command("try")
+def try_(
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="A text file, UTF-8, of 2,000 characters or more.")],
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="For all of it, about; 2 if nothing is said.")] = None,
+    flops: Annotated[float | None, typer.Option(min=0, help="Instead: for each network's training.")] = None,
+    unit: Annotated[Unit, typer.Option(help="What is predicted.")] = Unit.character,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = min(2, os.cpu_count() or 1),
+    seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
+    keep: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Where the best network goes; default: FILE's name, here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The table as a list of JSON objects.")] = False,
+):
+    """Your own text: count it, train an MLP and a transformer on it within a budget, and keep the better one."""
+    if minutes and flops:
+        raise typer.BadParameter("give one of the two, minutes or FLOPs", param_hint="--flops")
+    keep = keep or Path(f"{file.stem}.safetensors")
+    if not keep.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {keep.parent}", param_hint="--keep")
+    try:
+        corpus = read_corpus(file, unit.value)
+        for split, count in corpus.unknown.items():
+            if count:
+                share = f"{count / len(getattr(corpus, split)):.2%}"
+                err.print(f"{count:,} {unit.value}s of {split} ({share}) are unknown", highlight=False)
+        seconds = None if flops else 60 * (minutes or 2)
+        found = tryout.attempt(corpus, seconds, flops, workers, seed, lambda text: err.print(text, style="dim"))
+        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
+    except (OSError, ValueError, Diverged) as error:
+        raise _refuse(error) from None
+    except BrokenExecutor as error:
+        raise _refuse(f"A worker was lost, killed by the system perhaps, for want of memory ({error}).") from None
+    rows = [asdict(row) for row in found.rows]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _table([_tried(row, unit.value) for row in rows])
+    for row in rows:
+        if row["sample"]:
+            print(f"--- {row['model']}\n{row['sample']}\n")
+    print(f'The best network is in {keep}. Let it write: python -m slmlib generate {keep} --prompt "…" -n 200')
+
+
+def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
+    other = (
+        {"bits a character": row["test_nll"] / log(2)} if unit == "character" else {"perplexity": exp(row["test_nll"])}
+    )
+    return {
+        "model": row["model"],
+        "test NLL": f"{row['test_nll']:.3f}",
+        **{name: f"{value:.2f}" for name, value in other.items()},
+        "seconds": f"{row['seconds']:.0f}",
+        "FLOPs": f"{row['flops']:.1e}" if row["flops"] else "–",
+        "parameters": f"{row['parameters']:,}",
+    }
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(dir_okay=False, help="A file that try has kept.")],
+    prompt: Annotated[str, typer.Option(help="What comes before.")] = "\n",
+    n: Annotated[int, typer.Option("-n", min=0, help="How many tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+):
+    """Let a kept model go on from a prompt."""
+    try:
+        network, vocabulary = tryout.load(model)
+        ids = vocabulary.encode(prompt)
+        cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
+        print(vocabulary.decode(models.generate(network, ids, n, temperature, draws, cache=cache)))
+    except (OSError, ValueError) as error:
+        raise _refuse(error) from None
 
 
 def main(command: Callable[[], object] = app) -> None:

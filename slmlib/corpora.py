@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -130,6 +131,7 @@ class Corpus:
     test: Tensor = field(repr=False)
     vocabulary: Vocabulary = field(repr=False)
     stands_in_for: str | None = None  # the corpus that could not be had, where this one replaces it
+    unknown: dict[str, int] = field(default_factory=dict, repr=False)  # tokens not in the vocabulary, by split
 
     def head(self, train: int | None) -> "Corpus":
         """The same corpus with the first so many tokens of its train split, all if None; the vocabulary stays whole."""
@@ -302,3 +304,47 @@ def load_corpus(name: str) -> Corpus:
     if re.fullmatch(r"python-docs-[0-9a-f]{8}", name):
         raise CorpusUnavailable(f"{name} is the text of another Python; this one's is {exact_name('python-docs')}")
     raise ValueError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}")
+
+
+#: What stands for a token that the vocabulary lacks.
+UNKNOWN = {"character": "\ufffd", "word": "<unk>"}
+LEAST_TOKENS, MOST_WORDS = 2_000, 30_000
+
+
+def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "character") -> Corpus:
+    """A text file of the reader's own as a corpus: 80 % of its tokens to train on, then 10 % each to validate and test.
+
+    The file is UTF-8, with whatever line ends; a byte order mark is dropped. The vocabulary is that of the train split:
+    all its characters, or of its words the 30,000 most frequent that occur at least twice. Tokens that it lacks are
+    read as U+FFFD or ``<unk>``; ``Corpus.unknown`` counts them. The corpus is named after the file and its content.
+
+    Raises:
+        ValueError: for another unit, or a file that is binary, not UTF-8 or shorter than 2,000 tokens; says what to do.
+        OSError: if the file cannot be read.
+    """
+    path, unit = Path(path), choice("unit", unit, ("character", "word"))
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at position {error.start}"
+        raise ValueError(f"{path} is not UTF-8 text ({byte}): save it as UTF-8, or give a text file") from None
+    if "\0" in text:
+        raise ValueError(f"{path} is a binary file (a zero byte at position {data.index(0)}): give a text file")
+    tokens = list(text) if unit == "character" else text.split()
+    if len(tokens) < LEAST_TOKENS:
+        raise ValueError(
+            f"{path} holds {len(tokens):,} {unit}s, and {LEAST_TOKENS:,} are the least that can be split, trained and "
+            "tested on: give a longer text"
+        )
+    a, b = len(tokens) * 8 // 10, len(tokens) * 9 // 10
+    counts = Counter(tokens[:a])
+    known = [t for t, n in counts.most_common(MOST_WORDS) if n > 1] if unit == "word" else list(counts)
+    known, sign = set(known), UNKNOWN[unit]
+    splits = {"train": tokens[:a], "valid": tokens[a:b], "test": tokens[b:]}
+    unknown = {name: sum(t not in known for t in split) for name, split in splits.items()}
+    vocabulary = Vocabulary(tuple(sorted(known | ({sign} if any(unknown.values()) else set()))), unit)
+    number = vocabulary._ids
+    ids = (torch.tensor([number[t if t in known else sign] for t in split]) for split in splits.values())
+    stem = re.sub(r"[^\w-]+", "-", path.stem) or "text"
+    return Corpus(f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}", *ids, vocabulary, unknown=unknown)

@@ -35,10 +35,15 @@ from .flops import flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
 from .training import History, TrainingConfig, evaluate, fit
 
-_HERE = Path(__file__).parent
 
-#: Where the published records are, a folder a suite: beside the package in a clone, inside it where it was installed.
-RESULTS = next((folder for folder in (_HERE / "results", _HERE.parent / "results") if folder.is_dir()), Path("results"))
+def _kept(name: str) -> Path:
+    """A folder beside the package in a clone, inside it where it was installed."""
+    here = Path(__file__).parent
+    return next((folder for folder in (here / name, here.parent / name) if folder.is_dir()), Path(name))
+
+
+#: Where the published records are, a folder a suite; and the benchmark with what it measured.
+RESULTS, BENCHMARKS = _kept("results"), _kept("benchmarks")
 
 _KINDS: dict[str, type[Config]] = {"linear": LinearConfig, "mlp": MLPConfig, "transformer": TransformerConfig}
 
@@ -312,7 +317,9 @@ def trained(
     text = corpus.head(experiment.train_tokens)
     history = fit(model, text, training, experiment.seed, progress, checkpoint, at_end)
     began = time.perf_counter()
-    test_nll, whole = (evaluate(model, corpus.test, which) for which in (training.test, training.whole_test))
+    test_nll = whole = evaluate(model, corpus.test, training.test)
+    if training.whole_test != training.test:
+        whole = evaluate(model, corpus.test, training.whole_test)
     testing = time.perf_counter() - began
     count = n_parameters(model)
     record = Record(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import Checked, integer, token_ids
-from .speed import Attend, Dropout, RootMeanSquare, SquaredReLU, look_up
+from .speed import Dropout, look_up
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
@@ -181,48 +181,39 @@ class Attention(nn.Module):
         if config.zero_init:
             _zero(self.out)
 
-    def project(self, x: Tensor, scored: slice, first: int = 0) -> list[Tensor]:
-        """Queries (B, S, H, D) at the scored positions, keys and values (B, T, H, D) at all, of x (B, T, C).
+    def project(self, x: Tensor, scored: slice = EVERY, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, S, D) of the scored positions, keys and values (B, H, T, D) of all, of x (B, T, C).
 
-        x begins at position ``first``. They come stacked, as ``Attend`` takes them: all three, or queries by themselves
-        where fewer positions are scored.
+        x begins at position ``first``.
         """
-        (_, T, C), W, b = x.shape, self.qkv.weight, self.qkv.bias
+        (T, C), W, b = x.shape[1:], self.qkv.weight, self.qkv.bias
         at = slice(*scored.indices(T))
         if at == slice(0, T, 1):
-            stacks, at = [self.qkv(x)], [slice(0, T)]
+            stacks, at = [self.qkv(x)], [at]
         else:
             stacks, at = [F.linear(x[:, at], W[:C], b[:C]), F.linear(x, W[C:], b[C:])], [at, slice(0, T)]
         stacks = [stack.unflatten(-1, (-1, self.heads, C // self.heads)) for stack in stacks]  # (B, T, 1 to 3, H, D)
         if self.qk_norm or self.rotary is not None:
-            *others, last = stacks
-            placed, v = last.split((last.size(2) - 1, 1), 2)
-            stacks = [
-                *(
-                    self._placed(s, slice(first + p.start, first + p.stop))
-                    for s, p in zip((*others, placed), at, strict=True)
-                ),
-                v,
-            ]
-        return stacks
+            placed, v = stacks[-1].split((stacks[-1].size(2) - 1, 1), 2)
+            where = (slice(first + positions.start, first + positions.stop) for positions in at)
+            stacks = [*map(self._placed, (*stacks[:-1], placed), where), v]
+        return tuple(t.transpose(1, 2) for stack in stacks for t in stack.unbind(2))
 
     def _placed(self, x: Tensor, positions: slice) -> Tensor:
         if self.qk_norm:
-            x = RootMeanSquare.apply(x)
+            x = F.rms_norm(x, x.shape[-1:])
         return x if self.rotary is None else self.rotary(x, positions)
 
     def forward(self, x: Tensor, scored: slice = EVERY, past: Past | None = None) -> Tensor:
-        """(B, T, C) -> (B, S, C), S scored positions. With a ``past``, x follows it, is all scored and joins it."""
-        if past is None:
-            return self.out(Attend.apply(self.dropout, *self.project(x, scored)).flatten(2))
-        stacks = self.project(x, EVERY, past[0].size(2) if past else 0)
-        q, *new = (t.transpose(1, 2) for stack in stacks for t in stack.unbind(2))  # (B, H, S, D)
-        past[:] = [torch.cat(pair, 2) for pair in zip(past, new, strict=True)] if past else new
-        return self.out((attention_weights(q, past[0]) @ past[1]).transpose(1, 2).flatten(2))
+        """(B, T, C) -> (B, S, C), S scored positions. With a ``past``, x follows it and joins it."""
+        q, k, v = self.project(x, scored, past[0].size(2) if past else 0)
+        if past is not None:
+            k, v = past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
+        return self.out((self.dropout(attention_weights(q, k)) @ v).transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights (B, H, T, T): row t is where position t looks."""
-        q, k, _ = (t.transpose(1, 2) for stack in self.project(x, EVERY) for t in stack.unbind(2))
+        q, k, _ = self.project(x)
         return attention_weights(q, k)
 
 
@@ -261,7 +252,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)  # (B, T, W)
-        return self.dropout(self.down(SquaredReLU.apply(h) if self.squared else F.relu(h)))
+        return self.dropout(self.down(h.relu().square() if self.squared else h.relu_()))
 
 
 def _zero(linear: nn.Linear):
@@ -298,14 +289,7 @@ class Block(nn.Module):
 def _norm(config: TransformerConfig) -> nn.Module:
     if config.norm == "none":
         return nn.Identity()
-    return nn.LayerNorm(config.d_model) if config.norm_kind == "layer" else RMSNorm(config.d_model)
-
-
-class RMSNorm(nn.RMSNorm):
-    """PyTorch's, in fewer operations."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return RootMeanSquare.apply(x, self.weight)
+    return nn.LayerNorm(config.d_model) if config.norm_kind == "layer" else nn.RMSNorm(config.d_model)
 
 
 class Transformer(nn.Module):

@@ -5,8 +5,13 @@ best of the budget below; the validation text begins where the play that trainin
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil, exp, log
+from statistics import fmean
 
-from .experiments import Experiment, Record
+from .checks import choice
+from .corpora import Corpus
+from .experiments import RESULTS, Experiment, Record, Store
 from .flops import Scored, flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
@@ -21,6 +26,9 @@ SEEDS = 3
 #: The first character of Tiny Shakespeare's validation split that is not of *Measure for Measure*, which training ends
 #: in: there *The Taming of the Shrew* begins, of which the test split is a later part.
 NEXT_PLAY = 74_015
+
+#: The first token of a test or validation split that is scored, whatever the context: all models meet the same ones.
+FIRST_SCORED = 128
 
 _RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 _MUON = (0.005, 0.01, 0.02, 0.05)
@@ -80,6 +88,10 @@ _ANEW["blocks", 3e12] = {"layers": 4, **_ANEW["one block", 3e12], "width": 96}
 _LATE = ("layers", "width", "rate", "dropout", "weight_decay")
 #: The largest budget of each architecture: where more compute has ceased to help it.
 LARGEST = {"linear": 1e12, "mlp": 3e12, "one block": 1e13, "blocks": 1e14}
+#: How often a run for a text of the reader's own may pass over it: about as often as the longest of the networks did.
+PASSES = 12
+#: Where a choice is what others are compared with, seed by seed.
+_MORE_SEEDS = {("blocks", 1e13): 5}
 
 
 def model(architecture: str, point: Point) -> Config:
@@ -109,14 +121,18 @@ def model(architecture: str, point: Point) -> Config:
 
 def experiment(architecture: str, point: Point, budget: float, seed: int) -> Experiment:
     """A point trained for so many FLOPs on Tiny Shakespeare, to the nearest window an epoch."""
-    config = model(architecture, point)
+    training = _training(model(architecture, point), point, budget, 65)
+    return Experiment("tiny_shakespeare", model(architecture, point), training, seed)
+
+
+def _training(config: Config, point: Point, budget: float, vocab_size: int) -> TrainingConfig:
     scored: Scored = "every" if isinstance(config, TransformerConfig) else "last"
     epochs = 2 if budget < 1e13 else 4
     muon = point.get("muon_rate")
-    training = TrainingConfig(
+    return TrainingConfig(
         epochs=epochs,
-        windows_per_epoch=max(1, round(budget / epochs / flops_per_window(config, 65, scored=scored))),
-        eval_from=128,  # the test is the paper's first 10,000 windows, whatever the context
+        windows_per_epoch=max(1, round(budget / epochs / flops_per_window(config, vocab_size, scored=scored))),
+        eval_from=FIRST_SCORED,  # the test is the paper's first 10,000 windows, whatever the context
         valid_from=NEXT_PLAY,
         valid_stride=4,
         whole_stride=8,
@@ -129,7 +145,6 @@ def experiment(architecture: str, point: Point, budget: float, seed: int) -> Exp
         schedule="cosine",
         warmup=0.02,
     )
-    return Experiment("tiny_shakespeare", config, training, seed)
 
 
 def search(architecture: str, budget: float, found: Found) -> tuple[Point | None, list[Experiment]]:
@@ -186,5 +201,148 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
             wanted += asked
             if point is None:
                 break
-            wanted += [experiment(architecture, point, budget, seed) for seed in range(1, seeds)]
+            runs = max(seeds, _MORE_SEEDS.get((architecture, budget), 0))
+            wanted += [experiment(architecture, point, budget, seed) for seed in range(1, runs)]
     return list(dict.fromkeys(wanted))
+
+
+def chosen(found: Found) -> dict[tuple[str, float], Point]:
+    """The settings that validation chose, by architecture and budget, where the search is at its end."""
+    points = {}
+    for architecture, largest in LARGEST.items():
+        for budget in BUDGETS[: BUDGETS.index(largest) + 1]:
+            point, _ = search(architecture, budget, found)
+            if point is None:
+                break
+            points[architecture, budget] = point
+    return points
+
+
+def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, list[Record]]:
+    """Of all choices within a budget, with so many seeds at least, the one with the lowest mean validation loss.
+
+    Returns:
+        Its architecture, its budget and its records.
+
+    Raises:
+        ValueError: if there is none within that budget.
+    """
+    candidates = []
+    for (architecture, budget), point in chosen(found).items():
+        runs = [found.get(experiment(architecture, point, budget, seed)) for seed in range(100)]
+        records = [record for record in runs if record is not None]
+        if len(records) >= seeds and max(record.flops["counted"] for record in records) <= flops:
+            candidates.append((fmean(min(record.valid) for record in records), architecture, budget, records))
+    if not candidates:
+        raise ValueError(f"no recorded choice costs {flops:.3g} FLOPs or less; the smallest budget is {BUDGETS[0]:.0e}")
+    return min(candidates, key=lambda candidate: candidate[0])[1:]
+
+
+def best_under(
+    flops: float, corpus: Corpus, architecture: str | None = None, found: Found | None = None, seed: int = 0
+) -> Experiment:
+    """What to train on a text for so many FLOPs: the settings that validation chose on Tiny Shakespeare, or between.
+
+    Between two budgets each setting lies between theirs, on a logarithmic scale and to the nearest step of its ladder.
+    Validation and test see the whole splits of the text from token 128 on, through 2,500 and 10,000 windows at most.
+
+    Args:
+        flops: of training's matrix products.
+        corpus: the text; its vocabulary counts in what a window costs.
+        architecture: one of ``LADDERS``; None for that with the lowest validation loss at the nearest budget.
+        found: records to choose by; the published ones if None.
+        seed: of the run.
+
+    Raises:
+        ValueError: for an unknown architecture, for FLOPs beyond the budgets that were searched, where no choice is
+            known, or for a text whose splits are shorter than what is left out of them.
+    """
+    found = Store(RESULTS / "today").found() if found is None else found
+    if architecture is not None:
+        choice("architecture", architecture, tuple(LADDERS))
+    points = {k: p for k, p in chosen(found).items() if architecture in (None, k[0])}
+    budgets = sorted({budget for _, budget in points})
+    if not budgets or not budgets[0] / 1.001 <= flops <= budgets[-1] * 1.001:
+        known = f"from {budgets[0]:.0e} to {budgets[-1]:.0e}" if budgets else "nowhere"
+        raise ValueError(f"flops must be {known}, where the best settings are known, got {flops:.3g}")
+    nearest = min(budgets, key=lambda budget: abs(log(budget / flops)))
+    if architecture is None:
+        reach = {a: max(b for other, b in points if other == a) for a, _ in points}
+        of_nearest = {a: p for (a, b), p in points.items() if b == nearest and flops <= reach[a] * 1.001}
+        at = {a: found[experiment(a, p, nearest, 0)] for a, p in of_nearest.items()}
+        architecture = min(at, key=lambda a: min(at[a].valid))
+    mine = sorted(budget for a, budget in points if a == architecture)
+    low = max(b for b in mine if b <= flops * 1.001)
+    high = min((b for b in mine if b >= flops / 1.001), default=None)
+    point = points[architecture, low]
+    if high is not None and high > low:
+        point = _between(architecture, point, points[architecture, high], log(flops / low) / log(high / low))
+    config = model(architecture, point)
+    training = on_all_of(_training(config, point, flops, len(corpus.vocabulary)), corpus)
+    return Experiment(corpus.name, config, training, seed)
+
+
+def on_all_of(training: TrainingConfig, corpus: Corpus) -> TrainingConfig:
+    """Validated and tested on the whole splits of a text, through 2,500 and 10,000 windows at most."""
+    for split, ids in (("valid", corpus.valid), ("test", corpus.test)):
+        if len(ids) <= FIRST_SCORED:
+            raise ValueError(
+                f"the {split} split of {corpus.name} holds {len(ids)} tokens, and scoring begins at number "
+                f"{FIRST_SCORED}: give a longer text"
+            )
+    test = ceil(len(corpus.test) / 10_000)
+    valid = {"valid_from": None, "valid_stride": ceil(len(corpus.valid) / 2_500)}
+    return replace(training, eval_windows=None, eval_stride=test, whole_stride=test, **valid)
+
+
+def _between(architecture: str, low: Point, high: Point, share: float) -> Point:
+    point = {}
+    for name, ladder in LADDERS[architecture].items():
+        a, b = low[name], high[name]
+        value = exp((1 - share) * log(a) + share * log(b)) if a and b else (1 - share) * a + share * b
+        point[name] = min(
+            ladder, key=lambda step, value=value: abs(log(step / value)) if step and value else abs(step - value)
+        )
+    return point
+
+
+def best_within(
+    seconds: float, corpus: Corpus, architecture: str, found: Found | None = None, seed: int = 0
+) -> tuple[Experiment, float]:
+    """What to train on a text in so many seconds of one core: of all runs that took no longer, validation's best.
+
+    A run counts if it passed over Tiny Shakespeare's training text in that time as it would over this text, up to
+    ``PASSES`` times: a short text is learned by heart where a long one is not.
+
+    Args:
+        seconds: of training and validation, on a processor as fast as the records'.
+        corpus: the text.
+        architecture: ``mlp`` or ``blocks``.
+        found: records to choose by; the published ones if None.
+        seed: of the run.
+
+    Returns:
+        The experiment, and the seconds that its record took.
+
+    Raises:
+        ValueError: for an unknown architecture, too little time, or a text that is too short.
+    """
+    kind = {"mlp": MLPConfig, "blocks": TransformerConfig}[choice("architecture", architecture, ("mlp", "blocks"))]
+    found = Store(RESULTS / "today").found() if found is None else found
+    there = [r for e, r in found.items() if isinstance(e.model, kind) and e.corpus == "tiny_shakespeare"]
+    short = [r for r in there if passes(r.experiment, len(corpus.train)) <= PASSES]
+    fast = [r for r in short if r.seconds["training"] <= seconds]
+    if not fast:
+        least = min((r.seconds["training"] for r in short), default=float("inf"))
+        text = f"{architecture} on {len(corpus.train):,} tokens"
+        raise ValueError(f"seconds must be {least:.2g} at least for {text}, got {seconds:.2g}")
+    best = min(fast, key=lambda r: min(r.valid))
+    training = on_all_of(best.experiment.training, corpus)
+    return Experiment(corpus.name, best.experiment.model, training, seed), best.seconds["training"]
+
+
+def passes(experiment: Experiment, tokens: int) -> float:
+    """How often training predicts each of so many tokens, in the mean."""
+    training = experiment.training
+    each = experiment.model.context if training.scored == "every" else 1
+    return training.epochs * training.windows_per_epoch * each / tokens

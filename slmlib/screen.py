@@ -97,6 +97,12 @@ def emblem(evidence: Evidence) -> tuple[dict, dict]:
     return lines, points
 
 
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A table, a row a dictionary, its keys as the header."""
+    lines = [list(rows[0]), ["---"] + ["---:"] * (len(rows[0]) - 1), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
     """Replace what stands in a file between two marks.
 

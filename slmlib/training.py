@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -352,7 +352,6 @@ def _in_vocabulary(ids: Tensor, model: nn.Module) -> Tensor:
     return token_ids(ids, 2**62 if embed is None else embed.num_embeddings)
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batch: int = 64) -> float:
     """Mean NLL in nats per token over the tokens of ``ids`` that are scored: of all that a window predicts, as it is.
 
@@ -361,17 +360,30 @@ def evaluate(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batc
     Raises:
         ValueError: if ``ids`` holds an id outside the vocabulary or not what is to be scored, or ``batch`` is below 1.
     """
+    sums = [part.double() for part in _losses(model, ids, evaluation, batch, "sum")]
+    return torch.stack(sums).sum().item() / len(evaluation.scored(len(ids), model.config.context))
+
+
+def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batch: int = 64) -> Tensor:
+    """NLL of each token that ``evaluate`` takes the mean of, in nats, on the CPU: float32 at least.
+
+    Raises:
+        ValueError: as ``evaluate`` does.
+    """
+    return torch.cat(list(_losses(model, ids, evaluation, batch, "none"))).cpu()
+
+
+@torch.inference_mode()
+def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, reduction: str) -> Iterator[Tensor]:
     device, context, batch = next(model.parameters()).device, model.config.context, integer("batch", batch)
     ids = _in_vocabulary(ids, model)  # a label of -100, say, would be passed over
     windows = Windows(ids.to(device), context)
     scored = evaluation.scored(len(ids), context)
     starts = torch.arange(scored.start, scored.stop, scored.step, device=device) - context
-    total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model), fast_matmul(device, n_parameters(model).total * batch):
         forward = model
         if isinstance(model, (Linear, MLP)) and len(starts) > 4 * model.embed.num_embeddings:
             forward = model.tabulated() if model.embed.weight.element_size() > 2 else model  # sums of short types err
         for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
-            total += _nll(forward(inputs), targets, "sum").double()
-    return total.item() / len(starts)
+            yield _nll(forward(inputs), targets, reduction)

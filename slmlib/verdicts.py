@@ -7,7 +7,7 @@ committed records. Losses are NLL in nats per token.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Literal, NamedTuple
 
 from . import frontier, paper, studies
@@ -392,6 +392,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         fmean(r.test_nll for r in runs.values())
         for runs in (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))
     )
+    trained = evidence.paper["Transformer"].values()
     gaps = spreads(evidence)
     return {
         "agree": agree["0.03 nats"],
@@ -411,5 +412,6 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "every": every.loss,
         "single": single.loss,
         "uncapped": capped - whole,
+        "minutes": 1e13 * median(r.seconds["training"] / r.flops["counted"] for r in trained) / 60,
         "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
     }

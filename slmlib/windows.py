@@ -91,8 +91,16 @@ class Evaluation(Checked):
         Raises:
             ValueError: as ``scored`` does.
         """
+        return self.of(nll, context).mean().item()
+
+    def of(self, nll: Tensor, context: int = 0) -> Tensor:
+        """The scored ones of values for each token of a split, (tokens,).
+
+        Raises:
+            ValueError: as ``scored`` does.
+        """
         scored = self.scored(len(nll), context)
-        return nll[scored.start : scored.stop : scored.step].mean().item()
+        return nll[scored.start : scored.stop : scored.step]
 
 
 WHOLE = Evaluation(None)  # every token of a split that has a whole context before it

@@ -118,10 +118,10 @@ def command_line(*arguments, stdout=subprocess.PIPE, **environment):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-@pytest.mark.parametrize("command", ["scoreboard", "status"])
+@pytest.mark.parametrize("command", ["verdicts", "status"])
 def test_what_is_redirected_is_utf_8_whatever_the_locale(command, encoding):
     plain, other = command_line(command), command_line(command, PYTHONIOENCODING=encoding)
-    assert other.returncode == 0 and other.stdout == plain.stdout
+    assert plain.returncode == other.returncode == 0 and other.stdout == plain.stdout
     assert "±" in plain.stdout.decode("utf-8") or "−" in plain.stdout.decode("utf-8")
 
 

@@ -1,0 +1,247 @@
+"""A text of one's own: counting, an MLP and a transformer within a budget, side by side, and the best of them kept."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from . import recipes
+from .checkpoints import write_whole
+from .checks import integer, number
+from .corpora import Corpus, Vocabulary
+from .experiments import Experiment, Record, process_pool, trained
+from .models import Transformer, build, generate, n_parameters
+from .ngrams import KneserNey
+from .speed import fast_matmul
+from .training import Run, TrainingConfig, epochs, evaluate, token_nll
+from .windows import random_stream
+
+#: Which orders of counting are tried, by unit.
+ORDERS = {"character": range(1, 8), "word": range(1, 6)}
+_NETWORKS = {"mlp": "MLP", "blocks": "transformer"}
+_SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model made of a text."""
+
+    model: str
+    test_nll: float  # nats per token of the test split, from token 128 on
+    seconds: float  # of choosing and training, validation included
+    flops: float  # of training's matrix products; counting has none
+    parameters: int  # of counting, the n-grams remembered
+    sample: str  # what it writes after the test split's first tokens
+
+
+class Tried(NamedTuple):
+    """All rows, the network with the lowest validation loss, and the experiment that made it."""
+
+    rows: list[Row]
+    network: nn.Module
+    experiment: Experiment
+
+
+class _Network(NamedTuple):
+    """What a worker sends back."""
+
+    weights: dict[str, Any]  # as arrays: tensors would travel by shared memory, of which a container has little
+    record: Record
+    valid: Any  # NLL of each validation token, and of each test token
+    test: Any
+    seconds: float
+
+
+def attempt(
+    corpus: Corpus,
+    seconds: float | None = None,
+    flops: float | None = None,
+    workers: int = 2,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tried:
+    """Count, train an MLP and a transformer within a budget, and mix the better of them with the counts.
+
+    Everything is chosen by validation: counting's order, the networks' settings (on Tiny Shakespeare, in
+    ``recipes``), which epoch's weights are kept, how much of the mixture is counting's.
+
+    Args:
+        corpus: the text, as ``read_corpus`` gives it.
+        seconds: for all of it, about; give either this or
+        flops: of each network's training, as far as the records go.
+        workers: processes. With one the networks are trained one after the other, each for half of the time.
+        seed: of the networks.
+        say: is told what is going on, a line each time.
+
+    Raises:
+        ValueError: if not exactly one budget is given, or it is too small or too large; names the bounds.
+    """
+    began = time.perf_counter()
+    if (seconds is None) == (flops is None):
+        raise ValueError(f"give seconds or flops, one of the two, got seconds={seconds!r} and flops={flops!r}")
+    budget = number("seconds" if flops is None else "flops", seconds or flops, positive=True)
+    workers = min(integer("workers", workers), len(_NETWORKS))
+    prompt = corpus.test[: recipes.FIRST_SCORED]
+    looks = recipes.on_all_of(TrainingConfig(eval_from=recipes.FIRST_SCORED), corpus)
+    valid, test = looks.validation, looks.test
+
+    def sample(write: Callable[..., Tensor]) -> str:
+        ids = write(prompt, 200 if corpus.vocabulary.unit == "character" else 40, random_stream(seed, "text"))
+        return corpus.vocabulary.decode(ids[len(prompt) :])
+
+    say(f"counting {len(corpus.train):,} {corpus.vocabulary.unit}s")
+    counts = [_counted(order, corpus) for order in ORDERS[corpus.vocabulary.unit]]
+    counting = min(counts, key=lambda model: valid.mean(model.nll(corpus.valid)))
+    row = Row(
+        f"counting, order {counting.order}",
+        test.mean(counting.nll(corpus.test)),
+        time.perf_counter() - began,
+        0.0,
+        sum(counting.sizes),
+        sample(counting.generate),
+    )
+    if flops is None:
+        # What is left, less what is not training: a second start of Python, the test, the samples.
+        budget = (budget - (time.perf_counter() - began) - 5) * 0.92 / (len(_NETWORKS) / workers)
+        say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")
+    plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
+    tasks = {name: (plain, name, seconds is not None, budget, seed) for name in _NETWORKS}
+    if workers == 1:
+        found = {name: _network(*task) for name, task in tasks.items()}
+    else:
+        with process_pool(workers) as pool:
+            futures: dict[str, Future] = {name: pool.submit(_network, *task) for name, task in tasks.items()}
+            found = {name: future.result() for name, future in futures.items()}
+    rows, networks = [row], {}
+    for name, of in found.items():
+        model = networks[name] = build(of.record.experiment.model, len(corpus.vocabulary)).eval()
+        model.load_state_dict({key: torch.from_numpy(value) for key, value in of.weights.items()})
+
+        def write(prompt: Tensor, n: int, generator: torch.Generator, model: nn.Module = model) -> Tensor:
+            return generate(model, prompt, n, generator=generator, cache=isinstance(model, Transformer))
+
+        nll = float(of.test.mean())
+        rows.append(
+            Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
+        )
+    best = min(found, key=lambda name: found[name].valid.mean())
+    mixed = mix(
+        *(torch.from_numpy(nll) for nll in (found[best].valid, found[best].test)),
+        *(which.of(counting.nll(ids)) for which, ids in ((valid, corpus.valid), (test, corpus.test))),
+    )
+    network = next(r for r in rows if r.model == _NETWORKS[best])
+    rows.append(
+        replace(
+            network,
+            model=f"{network.model} and counting",
+            test_nll=mixed,
+            seconds=row.seconds + network.seconds,
+            parameters=row.parameters + network.parameters,
+            sample="",
+        )
+    )
+    return Tried(rows, networks[best], found[best].record.experiment)
+
+
+def _counted(order: int, corpus: Corpus) -> KneserNey:
+    return KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
+
+
+def mix(valid: Tensor, test: Tensor, other_valid: Tensor, other_test: Tensor) -> float:
+    """Mean NLL on the test tokens of w p + (1 - w) q, with the w from 0 to 1 that is best on the validation tokens.
+
+    Args:
+        valid, test: NLL of each token under p, (N,) and (M,).
+        other_valid, other_test: of the same tokens under q.
+    """
+
+    def mean(w: float, one: Tensor, other: Tensor) -> float:
+        return -(w * (-one.double()).exp() + (1 - w) * (-other.double()).exp()).log().mean().item()
+
+    weight = min((step / 50 for step in range(51)), key=lambda w: mean(w, valid, other_valid))
+    return mean(weight, test, other_test)
+
+
+def _network(plain: Corpus, architecture: str, timed: bool, budget: float, seed: int) -> _Network:
+    """One network within its budget, in a process of its own."""
+    began = time.perf_counter()
+    corpus = replace(plain, **{split: torch.from_numpy(getattr(plain, split)) for split in _SPLITS})
+    if timed:
+        experiment = _fitted(corpus, architecture, budget, seed)
+    else:
+        experiment = recipes.best_under(min(budget, recipes.LARGEST[architecture]), corpus, architecture, seed=seed)
+    model, _, record = trained(experiment, corpus, progress=False)
+    seen = experiment.training
+    losses = [token_nll(model, ids, e) for ids, e in ((corpus.valid, seen.validation), (corpus.test, seen.test))]
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return _Network(weights, record, *(nll.numpy() for nll in losses), time.perf_counter() - began)
+
+
+def _fitted(corpus: Corpus, architecture: str, seconds: float, seed: int) -> Experiment:
+    """The experiment for so many seconds here: chosen by the records' times, corrected by how long its steps take."""
+    until = time.perf_counter() + seconds
+    experiment, took = recipes.best_within(seconds, corpus, architecture, seed=seed)
+    expected = _expected(experiment, corpus)
+    if expected > 1.25 * took:  # slower than where the records were made, by its processor or by its vocabulary
+        experiment, took = recipes.best_within(seconds * took / expected, corpus, architecture, seed=seed)
+        expected = _expected(experiment, corpus)
+    more = (until - time.perf_counter()) / expected
+    most = recipes.PASSES / recipes.passes(experiment, len(corpus.train))
+    training = experiment.training
+    windows = max(training.batch, round(training.windows_per_epoch * min(more, most)))
+    return replace(experiment, training=replace(training, windows_per_epoch=windows))
+
+
+def _expected(experiment: Experiment, corpus: Corpus) -> float:
+    """How many seconds its training will take here, by some steps and a little of its validation."""
+    training, stamps = experiment.training, []
+    model = build(experiment.model, len(corpus.vocabulary), seed=experiment.seed)
+    few = replace(training, epochs=1, windows_per_epoch=40 * training.batch, valid_stride=len(corpus.valid))
+    with fast_matmul(torch.device("cpu"), n_parameters(model).total * training.batch):
+        epochs(Run(model, few, 0), corpus, lambda: stamps.append(time.perf_counter()), lambda: None)
+    step = median(b - a for a, b in pairwise(stamps))
+    began = time.perf_counter()
+    some = replace(training.validation, stride=8 * training.validation.stride)
+    evaluate(model, corpus.valid, some)
+    return training.epochs * (training.steps_per_epoch * step + 8 * (time.perf_counter() - began))
+
+
+def keep(path: str | os.PathLike, model: nn.Module, experiment: Experiment, vocabulary: Vocabulary) -> None:
+    """Write a trained model with its experiment and its vocabulary, as safetensors."""
+    path = Path(path)
+    about = {"experiment": json.dumps(experiment.spec()), "unit": vocabulary.unit}
+    about["vocabulary"] = json.dumps(vocabulary.tokens)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # the format refuses tied ones
+    write_whole(path, path.with_name(f"{path.name}.partial"), safetensors.torch.save(tensors, about))
+
+
+def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
+    """A model that ``keep`` wrote, in evaluation mode, and its vocabulary.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not one that ``keep`` wrote, or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        vocabulary = Vocabulary(tuple(json.loads(about["vocabulary"])), about["unit"])
+        model = build(Experiment.from_spec(json.loads(about["experiment"])).model, len(vocabulary))
+        model.load_state_dict(tensors)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no model at {path}: python -m slmlib try writes one") from None
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no model that this package wrote, or damaged ({what})") from error
+    return model.eval(), vocabulary
