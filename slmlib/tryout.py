@@ -91,6 +91,11 @@ def attempt(
         raise ValueError(f"give seconds or flops, one of the two, got seconds={seconds!r} and flops={flops!r}")
     budget = number("seconds" if flops is None else "flops", seconds or flops, positive=True)
     workers = min(integer("workers", workers), len(_NETWORKS))
+    plans: dict[str, Experiment | float] = {}
+    if flops is not None:
+        # The MLP is trained as far as more compute helped it, the transformer for all of the budget or not at all.
+        most = {"mlp": recipes.LARGEST["mlp"], "blocks": budget}
+        plans = {name: recipes.best_under(min(budget, m), corpus, name, seed=seed) for name, m in most.items()}
     prompt = corpus.test[: recipes.FIRST_SCORED]
     looks = recipes.on_all_of(TrainingConfig(eval_from=recipes.FIRST_SCORED), corpus)
     valid, test = looks.validation, looks.test
@@ -115,7 +120,7 @@ def attempt(
         budget = (budget - (time.perf_counter() - began) - 5) * 0.92 / (len(_NETWORKS) / workers)
         say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")
     plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
-    tasks = {name: (plain, name, seconds is not None, budget, seed) for name in _NETWORKS}
+    tasks = {name: (plain, name, plans.get(name, budget), seed) for name in _NETWORKS}
     if workers == 1:
         found = {name: _network(*task) for name, task in tasks.items()}
     else:
@@ -172,14 +177,11 @@ def mix(valid: Tensor, test: Tensor, other_valid: Tensor, other_test: Tensor) ->
     return mean(weight, test, other_test)
 
 
-def _network(plain: Corpus, architecture: str, timed: bool, budget: float, seed: int) -> _Network:
-    """One network within its budget, in a process of its own."""
+def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:
+    """One network as planned, or within so many seconds, in a process of its own."""
     began = time.perf_counter()
     corpus = replace(plain, **{split: torch.from_numpy(getattr(plain, split)) for split in _SPLITS})
-    if timed:
-        experiment = _fitted(corpus, architecture, budget, seed)
-    else:
-        experiment = recipes.best_under(min(budget, recipes.LARGEST[architecture]), corpus, architecture, seed=seed)
+    experiment = plan if isinstance(plan, Experiment) else _fitted(corpus, architecture, plan, seed)
     model, _, record = trained(experiment, corpus, progress=False)
     seen = experiment.training
     losses = [token_nll(model, ids, e) for ids, e in ((corpus.valid, seen.validation), (corpus.test, seen.test))]

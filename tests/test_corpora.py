@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from slmlib import corpora
-from slmlib.corpora import Corpus, CorpusDamaged, CorpusUnavailable, Vocabulary, load_corpus
+from slmlib.corpora import Corpus, CorpusDamaged, CorpusUnavailable, Vocabulary, load_corpus, read_corpus
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 WORD_CORPORA = {  # words in train, valid and test; distinct words in train
@@ -459,3 +459,54 @@ def test_a_closed_proxy_puts_the_corpora_out_of_reach(monkeypatch, tmp_path):
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(CorpusUnavailable):
         load_corpus("tiny_shakespeare")
+
+
+def text_file(folder, data):
+    path = folder / "my text.txt"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def test_a_text_of_ones_own_is_cut_in_three(tmp_path):
+    text = "".join(f"line {i}\r\nand on\r" for i in range(400))
+    corpus = read_corpus(text_file(tmp_path, b"\xef\xbb\xbf" + text.encode()))
+    whole = text.replace("\r\n", "\n").replace("\r", "\n")
+    parts = [corpus.vocabulary.decode(ids) for ids in (corpus.train, corpus.valid, corpus.test)]
+    assert "".join(parts) == whole and [len(p) for p in parts[:2]] == [len(whole) * 8 // 10, len(whole) // 10]
+    assert re.fullmatch(r"my-text-[0-9a-f]{8}", corpus.name) and not any(corpus.unknown.values())
+
+
+def test_what_the_train_split_lacks_is_unknown_and_counted(tmp_path):
+    corpus = read_corpus(text_file(tmp_path, "ab" * 1_650 + "cde" + "ab" * 400))
+    assert corpus.unknown == {"train": 0, "valid": 3, "test": 0}
+    assert corpus.vocabulary.decode(corpus.valid[:5]) == "\ufffd\ufffd\ufffdab"
+
+
+def test_words_that_occur_once_are_unknown_in_training_too(tmp_path):
+    text = " ".join(["the", "cat"] * 800 + ["once"] + ["the", "dog"] * 300)
+    corpus = read_corpus(text_file(tmp_path, text), "word")
+    assert corpus.vocabulary.tokens == ("<unk>", "cat", "dog", "the") and corpus.unknown["train"] == 1
+    few = read_corpus(text_file(tmp_path, text + "!"), "word")
+    assert few.unknown == corpus.unknown | {"test": 1} and few.name != corpus.name
+
+
+def test_only_so_many_words_are_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "MOST_WORDS", 2)
+    text = " ".join(["a", "b", "c", "a", "b"] * 500)
+    assert read_corpus(text_file(tmp_path, text), "word").vocabulary.tokens == ("<unk>", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "holds 0 characters"),
+        (b"a" * 1_999, "holds 1,999 characters, and 2,000 are the least"),
+        (b"text \x00 " * 1_000, "a zero byte at position 5"),
+        ("café ".encode("latin-1") * 1_000, "not UTF-8 text (byte 0xe9 at position 3)"),
+    ],
+)
+def test_a_file_that_is_no_long_text_is_refused_by_name(tmp_path, data, words):
+    path = text_file(tmp_path, data)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        read_corpus(path)
+    assert str(path) in str(error.value) and "give a" in str(error.value)

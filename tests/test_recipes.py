@@ -4,12 +4,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from slmlib import recipes
-from slmlib.corpora import CorpusUnavailable, load_corpus
+from slmlib.corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
 from slmlib.experiments import Record
 from slmlib.flops import flops_per_window
-from slmlib.models import TransformerConfig
+from slmlib.models import MLPConfig, TransformerConfig
 from slmlib.windows import Evaluation
 
 BEST = {
@@ -78,6 +79,105 @@ def test_a_point_costs_its_budget_and_is_chosen_on_the_next_play(architecture, b
     assert e.training.validation == Evaluation(None, 4, recipes.NEXT_PLAY)
     assert e.training.test == Evaluation(10_000, 1, 128)
     assert e.seed == 7
+
+
+@pytest.fixture
+def searched(losses, monkeypatch):
+    """The records of a search that is at its end, and a text."""
+    monkeypatch.setattr(recipes, "LARGEST", dict.fromkeys(recipes.LARGEST, 1e11))
+    found = {}
+    while missing := [e for e in recipes.today(3, found) if e not in found]:
+        found |= {
+            e: replace(
+                record(e, losses(e) - e.flops() / 1e13),  # more compute, a little less loss
+                flops={"counted": e.flops()},
+                seconds={"training": e.flops() / 1e9, "testing": 0.0},
+                test_nll=float(e.seed),
+            )
+            for e in missing
+        }
+    return found
+
+
+def text(tokens):
+    ids = torch.arange(tokens) % 65
+    vocabulary = Vocabulary(tuple(chr(48 + i) for i in range(65)), "character")
+    return Corpus("mine", ids, ids[: tokens // 8], ids[: tokens // 8], vocabulary)
+
+
+def test_the_best_is_the_lowest_mean_validation_loss_within_the_flops(searched):
+    architecture, budget, records = recipes.best(5e10, searched)
+    assert budget == 3e10 and len(records) == 3 and {r.experiment.seed for r in records} == {0, 1, 2}
+    means = {
+        key: sum(min(searched[recipes.experiment(key[0], p, key[1], s)].valid) for s in range(3)) / 3
+        for key, p in recipes.chosen(searched).items()
+        if key[1] <= 5e10
+    }
+    assert means[architecture, budget] == min(means.values())
+    with pytest.raises(ValueError, match=r"costs 1e\+09 FLOPs or less.*1e\+10"):
+        recipes.best(1e9, searched)
+    with pytest.raises(ValueError, match="no recorded choice"):
+        recipes.best(5e10, searched, seeds=4)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "blocks"])
+def test_what_is_trained_under_a_budget_is_what_was_chosen_there(architecture, searched):
+    corpus = text(400_000)
+    e = recipes.best_under(3e10, corpus, architecture, searched, seed=5)
+    point = recipes.chosen(searched)[architecture, 3e10]
+    assert (e.model, e.seed, e.corpus) == (recipes.model(architecture, point), 5, "mine")
+    assert e.flops() == pytest.approx(3e10, rel=0.01)
+    assert e.training.test == e.training.whole_test == Evaluation(None, 5, 128)
+    assert e.training.validation == Evaluation(None, 20, 128)
+
+
+def test_between_two_budgets_each_setting_lies_between_theirs(searched):
+    low, high = {"width": 16, "rate": 1e-3, "muon_rate": 0}, {"width": 64, "rate": 1e-2, "muon_rate": 0.02}
+    ladders = {"width": (16, 32, 64), "rate": (1e-3, 3e-3, 1e-2), "muon_rate": (0, 0.01, 0.02)}
+    recipes.LADDERS["made up"] = ladders
+    try:
+        assert recipes._between("made up", low, high, 0.5) == {"width": 32, "rate": 3e-3, "muon_rate": 0.01}
+        assert recipes._between("made up", low, high, 0.1) == low
+    finally:
+        del recipes.LADDERS["made up"]
+    for flops in (2e10, 5e10):
+        assert recipes.best_under(flops, text(40_000), found=searched).flops() == pytest.approx(flops, rel=0.01)
+
+
+def test_nothing_is_trained_beyond_what_was_searched(searched):
+    for flops in (9e9, 2e11):
+        with pytest.raises(ValueError, match=r"flops must be from 1e\+10 to 1e\+11"):
+            recipes.best_under(flops, text(40_000), found=searched)
+    with pytest.raises(ValueError, match="architecture must be"):
+        recipes.best_under(3e10, text(40_000), "cnn", searched)
+    with pytest.raises(ValueError, match="flops must be nowhere"):
+        recipes.best_under(3e10, text(40_000), found={})
+    with pytest.raises(ValueError, match="the valid split of mine holds 125 tokens"):
+        recipes.best_under(3e10, text(1_000), found=searched)
+
+
+def test_in_a_time_the_best_run_is_chosen_that_was_no_longer(searched):
+    corpus = text(900_000)
+    for kind, architecture in ((MLPConfig, "mlp"), (TransformerConfig, "blocks")):
+        e, seconds = recipes.best_within(40.0, corpus, architecture, searched)
+        there = [r for r in searched.values() if isinstance(r.experiment.model, kind)]
+        assert (
+            seconds <= 40
+            and e.model
+            == min((r for r in there if r.seconds["training"] <= 40), key=lambda r: min(r.valid)).experiment.model
+        )
+    with pytest.raises(ValueError, match="seconds must be 10 at least for mlp on 900,000 tokens, got 2"):
+        recipes.best_within(2.0, corpus, "mlp", searched)
+
+
+def test_a_short_text_is_passed_over_only_so_often(searched):
+    corpus = text(9_000)
+    e, _ = recipes.best_within(1e9, corpus, "mlp", searched)
+    assert (
+        recipes.passes(e, len(corpus.train))
+        <= recipes.PASSES
+        < recipes.passes(recipes.best_within(1e9, text(900_000), "mlp", searched)[0], len(corpus.train))
+    )
 
 
 def test_the_next_play_begins_where_it_is_said_to():

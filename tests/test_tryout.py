@@ -1,0 +1,165 @@
+"""A text of one's own: what is tried on it, what is kept of that, and the commands."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from slmlib import tryout
+from slmlib.__main__ import app
+from slmlib.corpora import read_corpus
+from slmlib.models import MLPConfig, TransformerConfig, build
+from slmlib.recipes import best_under
+from slmlib.training import evaluate
+from slmlib.windows import Evaluation, random_stream
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A made-up text of 30,000 characters, of few words."""
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dogs", "run"]
+    drawn = torch.randint(len(words), (8_000,), generator=random_stream(0, "text")).tolist()
+    path = tmp_path_factory.mktemp("text") / "cats.txt"
+    path.write_text(" ".join(words[i] for i in drawn)[:30_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tried(file):
+    corpus = read_corpus(file)
+    return corpus, tryout.attempt(corpus, flops=1e10, workers=1)
+
+
+def test_counting_and_two_networks_are_tried_and_mixed(tried):
+    corpus, found = tried
+    counting, mlp, blocks, mixed = found.rows
+    assert counting.model.startswith("counting, order ") and counting.flops == 0
+    assert (mlp.model, blocks.model) == ("MLP", "transformer")
+    assert all(0.8e10 < row.flops < 1.2e10 for row in (mlp, blocks))
+    assert mixed.test_nll <= min(counting.test_nll, mlp.test_nll, blocks.test_nll) + 0.02
+    assert all(len(row.sample) == 200 for row in found.rows[:3])
+    assert all(set(row.sample) <= set(corpus.vocabulary.tokens) for row in found.rows)
+
+
+def test_the_network_that_is_kept_is_validations_choice_and_scores_what_is_said(tried):
+    corpus, found = tried
+    row = next(r for r in found.rows if found.network is not None and mixed_of(found) == f"{r.model} and counting")
+    assert isinstance(found.experiment.model, {"MLP": MLPConfig, "transformer": TransformerConfig}[row.model])
+    assert evaluate(found.network, corpus.test, found.experiment.training.test) == pytest.approx(row.test_nll, abs=1e-5)
+    assert row.parameters == sum(p.numel() for p in found.network.parameters())
+    assert found.experiment.training.test == Evaluation(None, 1, 128)
+
+
+def mixed_of(found):
+    return found.rows[-1].model
+
+
+def test_two_processes_find_what_one_does(tried):
+    corpus, found = tried
+    again = tryout.attempt(corpus, flops=1e10, workers=2)
+    assert [replace(row, seconds=0.0) for row in again.rows] == [replace(row, seconds=0.0) for row in found.rows]
+
+
+def test_a_budget_of_seconds_is_kept_to(file):
+    corpus = read_corpus(file)
+    rows = tryout.attempt(corpus, seconds=15, workers=1).rows
+    assert sum(row.seconds for row in rows[:3]) < 20
+
+
+def test_one_budget_is_asked_for(tried):
+    for budgets in ({}, {"seconds": 1.0, "flops": 1e10}):
+        with pytest.raises(ValueError, match="give seconds or flops, one of the two"):
+            tryout.attempt(tried[0], **budgets)
+    with pytest.raises(ValueError, match="flops must be a positive number"):
+        tryout.attempt(tried[0], flops=-1.0)
+
+
+def test_a_mixture_is_weighed_by_validation():
+    sure, unsure = torch.full((10,), 0.1), torch.full((10,), 3.0)
+    assert tryout.mix(sure, sure, unsure, unsure) == pytest.approx(0.1, abs=1e-6)
+    assert tryout.mix(unsure, sure, sure, unsure) == pytest.approx(3.0, abs=1e-6)  # validation decides, for the worse
+    one, other = torch.tensor([0.1, 3.0]), torch.tensor([3.0, 0.1])
+    half = -torch.log(torch.tensor([(2.718281828**-0.1 + 2.718281828**-3) / 2])).item()
+    assert tryout.mix(one, one, other, other) == pytest.approx(half, abs=1e-5)
+
+
+@pytest.mark.parametrize("config", [MLPConfig(4, 8, 16), TransformerConfig(8, 16, heads=2, layers=1, tied=True)])
+def test_a_kept_model_comes_back(config, tried, tmp_path):
+    vocabulary = tried[0].vocabulary
+    model = build(config, len(vocabulary), seed=0).eval()
+    experiment = replace(best_under(1e10, tried[0]), model=config)
+    tryout.keep(tmp_path / "model.safetensors", model, experiment, vocabulary)
+    loaded, known = tryout.load(tmp_path / "model.safetensors")
+    tokens = tried[0].test[: config.context][None]
+    assert known == vocabulary and not loaded.training and torch.equal(loaded(tokens), model(tokens))
+
+
+def test_what_is_no_kept_model_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no model at .*other"):
+        tryout.load(path)
+    path.write_bytes(b"not a model")
+    with pytest.raises(ValueError, match=r"other\.safetensors is no model that this package wrote"):
+        tryout.load(path)
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def at_once(tried, monkeypatch):
+    """What was tried already, where the command would try it."""
+    asked = []
+    monkeypatch.setattr(tryout, "attempt", lambda *arguments: asked.append(arguments) or tried[1])
+    return asked
+
+
+def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_once):
+    monkeypatch.chdir(tmp_path)
+    result = command("try", file, "--minutes", "3", "--workers", "1", "--json")
+    (_, seconds, flops, workers, seed, _) = at_once[0]
+    assert (seconds, flops, workers, seed) == (180.0, None, 1, 0)
+    rows = json.loads(result.stdout)
+    assert [set(row) for row in rows] == [{"model", "test_nll", "seconds", "flops", "parameters", "sample"}] * 4
+    written = command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout
+    assert written.startswith("the cat") and len(written) == len("the cat") + 30 + 1
+    assert command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout == written
+    unknown = command("generate", "cats.safetensors", "--prompt", "QED")
+    assert unknown.exit_code == 1 and "'Q' at position 0" in unknown.stderr
+
+
+def test_a_table_for_people_names_bits_or_perplexity(file, tmp_path, at_once):
+    for unit, column in (("character", "bits a character"), ("word", "perplexity")):
+        keep = tmp_path / f"{unit}.safetensors"
+        result = command("try", file, "--flops", "1e10", "--unit", unit, "--workers", "1", "--keep", keep)
+        assert result.exit_code == 0 and keep.exists(), result.stderr
+        assert column in result.stdout and "--- transformer" in result.stdout and f"generate {keep}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["try", "missing.txt"], "No such file"),
+        (["try", "FILE", "--flops", "1e30"], "flops must be from"),
+        (["try", "FILE", "--flops", "1e10", "--minutes", "1"], "one of the two"),
+        (["try", "FILE", "--keep", "no/folder/x"], "there is no folder"),
+        (["generate", "missing.safetensors"], "no model at missing.safetensors"),
+        (["best", "--flops", "1e3"], "the smallest budget is 1e+10"),
+        (["best", "--flops", "1e12", "--corpus", "ptb"], "records of tiny_shakespeare alone"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(arguments, words, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = command(*(file if a == "FILE" else a for a in arguments))
+    assert result.exit_code and words in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_best_on_record_for_a_budget(monkeypatch):
+    row = json.loads(command("best", "--corpus", "tiny_shakespeare", "--flops", "1e12", "--json").stdout)
+    assert row["flops"] <= 1e12 * 1.001 and row["seeds"] >= 3 and 1.6 < row["test_nll"] < row["test_nll_whole"] < 2.0
+    shown = command("best", "--flops", "1e12")
+    assert f"{row['test_nll']:.4g}" in shown.stdout and '"learning_rate"' in shown.stdout
