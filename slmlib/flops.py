@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
+from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, hidden_matrices, n_parameters
 
 Ledger = Literal["paper", "written", "needed", "absorbed"]
 Scored = Literal["last", "every"]
@@ -90,6 +90,17 @@ def flops_per_window(
     """
     forward = sum(forward_flops(config, vocab_size, ledger, scored).values())
     return forward if ledger == "paper" or not backward else 3 * forward
+
+
+def muon_flops(config: Config, vocab_size: int) -> int:
+    """FLOPs of Muon's own matrix products in a step, which no ledger holds, whatever the batch.
+
+    Each matrix between embedding and head, m by n with m the smaller, goes through five Newton-Schulz iterations
+    (Jordan et al., 2024) of three products: X Xᵀ, 2m²n; its square, 2m³; that times X, 2m²n.
+    """
+    with torch.device("meta"):  # shapes without numbers
+        shapes = [sorted(p.shape) for p in hidden_matrices(build(config, vocab_size))]
+    return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
 
 
 def count_flops(model: nn.Module, tokens: Tensor, targets: Tensor, backward: bool = True) -> int:

@@ -4,7 +4,7 @@ An architecture's settings lie on ladders. At each budget they are chosen by coo
 best of the budget below; the validation text begins where the play that training ends in is over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil, exp, log
 from statistics import fmean
@@ -12,7 +12,7 @@ from statistics import fmean
 from .checks import choice
 from .corpora import Corpus
 from .experiments import RESULTS, Experiment, Record, Store
-from .flops import Scored, flops_per_window
+from .flops import Scored, flops_per_window, muon_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
 
@@ -92,6 +92,7 @@ LARGEST = {"linear": 1e12, "mlp": 3e12, "one block": 1e13, "blocks": 1e14}
 PASSES = 12
 #: Where a choice is what others are compared with, seed by seed.
 _MORE_SEEDS = {("blocks", 1e13): 5}
+_MOST_SEEDS = 5
 
 
 def model(architecture: str, point: Point) -> Config:
@@ -218,6 +219,39 @@ def chosen(found: Found) -> dict[tuple[str, float], Point]:
     return points
 
 
+def runs(found: Found, seeds: int = SEEDS) -> dict[tuple[str, float], list[Record]]:
+    """The records of each choice, by architecture and budget, where there are so many seeds at least."""
+    there = {}
+    for (architecture, budget), point in chosen(found).items():
+        of = [found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS)]
+        if len(records := [record for record in of if record is not None]) >= seeds:
+            there[architecture, budget] = records
+    return there
+
+
+def validation(records: list[Record]) -> float:
+    """What choices are made by: the mean over seeds of the best epoch's validation loss."""
+    return fmean(min(record.valid) for record in records)
+
+
+def with_optimiser(record: Record) -> float:
+    """FLOPs of training, Muon's own products among them."""
+    e = record.experiment
+    steps = e.training.epochs * e.training.steps_per_epoch
+    muon = muon_flops(e.model, 65) if e.training.optimiser == "muon" else 0
+    return record.flops["counted"] + steps * muon
+
+
+def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Record], float]) -> dict[float, Record]:
+    """Of all runs of some kinds of model those that no cheaper one beats on validation, by what they cost."""
+    of = [record for e, record in found.items() if isinstance(e.model, kinds)]
+    front: dict[float, Record] = {}
+    for record in sorted(of, key=lambda r: (cost(r), min(r.valid))):
+        if not front or min(record.valid) < min(min(r.valid) for r in front.values()):
+            front[cost(record)] = record
+    return front
+
+
 def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, list[Record]]:
     """Of all choices within a budget, with so many seeds at least, the one with the lowest mean validation loss.
 
@@ -227,15 +261,15 @@ def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, li
     Raises:
         ValueError: if there is none within that budget.
     """
-    candidates = []
-    for (architecture, budget), point in chosen(found).items():
-        runs = [found.get(experiment(architecture, point, budget, seed)) for seed in range(100)]
-        records = [record for record in runs if record is not None]
-        if len(records) >= seeds and max(record.flops["counted"] for record in records) <= flops:
-            candidates.append((fmean(min(record.valid) for record in records), architecture, budget, records))
-    if not candidates:
+    there = {
+        key: records
+        for key, records in runs(found, seeds).items()
+        if max(record.flops["counted"] for record in records) <= flops
+    }
+    if not there:
         raise ValueError(f"no recorded choice costs {flops:.3g} FLOPs or less; the smallest budget is {BUDGETS[0]:.0e}")
-    return min(candidates, key=lambda candidate: candidate[0])[1:]
+    key = min(there, key=lambda key: validation(there[key]))
+    return *key, there[key]
 
 
 def best_under(

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slmlib import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters, paper
 from slmlib.experiments import RESULTS, Store
-from slmlib.flops import as_text, count_flops, flops_per_window, forward_flops
+from slmlib.flops import as_text, count_flops, flops_per_window, forward_flops, muon_flops
+from slmlib.models import hidden_matrices
 
 V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277}
 SMALL = TransformerConfig(context=12, d_model=16, heads=2, layers=2, ff_width=24)
@@ -226,3 +227,13 @@ def test_flops_as_text():
         "10¹⁰",
         "2.5\xa0·\xa010²",
     ]
+
+
+@pytest.mark.parametrize("config", [MLPConfig(4, 8, 32), *VARIANTS], ids=repr)
+def test_muons_own_products_are_those_that_pytorch_makes(config):
+    matrices = hidden_matrices(build(config, 65, seed=0))
+    for p in matrices:
+        p.grad = torch.ones_like(p)
+    with FlopCounterMode(display=False) as counter:
+        torch.optim.Muon(matrices).step()
+    assert counter.get_total_flops() == muon_flops(config, 65) > 0

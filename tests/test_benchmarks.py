@@ -1,0 +1,86 @@
+"""The benchmark: that what it times are the same models, and that what is published is what it found."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from slmlib.__main__ import BENCH_MARKS, app
+from slmlib.experiments import BENCHMARKS
+from slmlib.models import build
+from slmlib.screen import markdown
+from slmlib.windows import random_stream
+
+sys.path.insert(0, str(BENCHMARKS))
+import measure
+import plain
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = json.loads((BENCHMARKS / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", measure.CASES)
+def test_a_plain_model_has_the_logits_and_gradients_of_ours(name):
+    case = measure.CASES[name]
+    ours = build(case.config, measure.V, seed=0)
+    for p in ours.parameters():  # nothing at zero, where a branch would hide
+        torch.nn.init.normal_(p, std=0.1, generator=random_stream(p.numel(), "initialisation"))
+    theirs = plain.build(case.config, measure.V, ours, case.every)
+    T = case.config.context
+    window = torch.randint(measure.V, (3, T + 1), generator=random_stream(0, "windows"))
+    targets = window[:, 1:] if case.every else window[:, -1]
+    found = []
+    for model, further in ((ours, {"every_position": True} if case.every else {}), (theirs, {})):
+        logits = model.eval()(window[:, :T], **further)
+        loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        found.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_is_timed_in_pairs_and_held_against_the_machines_rates():
+    with measure.one_thread():
+        row = measure.step(replace(measure.CASES["tiny, width 48"], batch=2), 0.3)
+    assert 0 < row["low"] <= row["ratio"] <= row["high"] and row["seconds"] > 0
+    assert 0 < row["products"] < 1 and 0 < row["memory"] < 1
+
+
+def test_a_trick_is_put_back_after_it_was_left_out():
+    for owner, name, instead, cases in measure._WITHOUT.values():
+        there = getattr(owner, name)
+        case = replace(measure.CASES[cases[-1]], batch=1)
+        with measure.one_thread():
+            measure._without(owner, name, instead, case, 0.01)
+        assert getattr(owner, name) is there
+
+
+def test_the_whole_last_block_gives_the_logits_of_the_pruned_one():
+    model = build(measure.CASES["attention"].config, measure.V, seed=0).eval()
+    tokens = torch.randint(measure.V, (2, 128), generator=random_stream(0, "windows"))
+    torch.testing.assert_close(measure._whole_last_block(model, tokens), model(tokens), atol=1e-5, rtol=0)
+
+
+def test_what_is_published_is_whole_and_the_readme_shows_it():
+    assert set(PUBLISHED["step_ratio"]) == set(PUBLISHED["of_limit"]) == set(measure.CASES)
+    for name, row in PUBLISHED["steps"].items():
+        assert PUBLISHED["step_ratio"][name] == row["ratio"]
+        assert PUBLISHED["of_limit"][name] == pytest.approx(row["products"] + row["memory"])
+    assert {t["trick"] for t in PUBLISHED["tricks"]} == {*measure._WITHOUT, "look_up", "keep_freed_memory"}
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").partition(BENCH_MARKS[0])[2].partition(BENCH_MARKS[1])[0]
+    assert shown == markdown(measure.rows(PUBLISHED))
+
+
+def test_the_command_prints_and_keeps_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "measure", lambda quick, show: PUBLISHED)
+    Path("README.md").write_text(f"before\n{BENCH_MARKS[0]}stale\n{BENCH_MARKS[1]}\nafter\n", encoding="utf-8")
+    run = CliRunner().invoke(app, ["bench", "--json", "--save", "results.json"])
+    assert json.loads(run.stdout) == json.loads(Path("results.json").read_text(encoding="utf-8")) == PUBLISHED
+    text = Path("README.md").read_text(encoding="utf-8")
+    assert "stale" not in text and "| transformer |" in text and text.endswith("\nafter\n")
+    assert "plain ÷ ours" in CliRunner().invoke(app, ["bench", "--quick"]).stdout
