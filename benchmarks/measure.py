@@ -128,7 +128,7 @@ class Steps:
         starts = self.windows.draw(steps * self.case.batch, self.run.draws).split(self.case.batch)
         with speed.fast_matmul(CPU, work), speed.dropping_by(self.run.dropout, self.model):
             for chosen in starts:
-                loss = _loss(self.model, self.windows.view[chosen], self.case.scored)
+                loss = _loss(self.model, self.windows.whole(chosen), self.case.scored)
                 self.model.zero_grad()
                 loss.backward()
                 self.run.step(0)

@@ -213,7 +213,7 @@ def epochs(run: Run, corpus: Corpus, each_step: Callable[[], object], each_epoch
         began, losses = time.perf_counter(), []
         batches = windows.draw(training.windows_per_epoch, run.draws).to(run.device).split(training.batch)
         for step, starts in enumerate(batches, len(history.step_losses)):
-            loss = _loss(model, windows.view[starts], training.scored)
+            loss = _loss(model, windows.whole(starts), training.scored)
             model.zero_grad()
             loss.backward()
             run.step(step)

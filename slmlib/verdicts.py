@@ -5,12 +5,12 @@ committed records. Losses are NLL in nats per token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Literal, NamedTuple
 
-from . import frontier, paper, studies
+from . import frontier, paper, recipes, studies
 from .experiments import RESULTS, Record, Store
 from .flops import flops_per_window
 from .frontier import Cells, Found
@@ -44,6 +44,7 @@ class Evidence:
     paper: paper.Records
     studies: Found  # of longer runs, and of every position scored
     cells: Cells
+    today: Mapping[tuple[str, float], list[Record]] = field(default_factory=dict)  # recipes.runs: of today's training
 
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Evidence":
@@ -52,7 +53,8 @@ class Evidence:
             e: r for suite in ("depth-context", "positions", "words") for e, r in Store(folder / suite).found().items()
         }
         cells = frontier.cells(Store(folder / "frontier").found())
-        return cls(paper.records(Store(folder / "paper")), others, cells)
+        today = recipes.runs(Store(folder / "today").found())
+        return cls(paper.records(Store(folder / "paper")), others, cells, today)
 
     def runs(self, label: str) -> Mapping[int, Record]:
         """Records by seed: of a run of the paper by its label, or of another by the label in ``OTHERS``."""
@@ -204,6 +206,7 @@ ASKS: dict[tuple[str, Reading], str] = {
     ("C2", "paper"): "The paper's attention has the lower validation loss where it has cost no more than its MLP. One "
     "block and three, two ways to count.",
     ("C2", "equal compute"): "The best attention model is ahead of the best MLP at this budget.",
+    ("C2", "optimised"): "With today's training the best transformer is ahead of the best MLP at the largest budget.",
     ("C3", "paper"): "Four blocks have a higher test loss than three after the same 60,000 windows.",
     ("C3", "equal compute"): "Three blocks have a higher test loss than one at every budget, each at its best.",
     ("C3", "optimised"): "Four and six blocks have a higher test loss than three after 80,000 windows.",
@@ -292,7 +295,7 @@ def judge(
     for reading in ("paper", "optimised", "equal compute"):
         asked = {c: contrast for (c, r), contrast in contrasts.items() if r == reading}
         found = {c: [_measure(one, evidence) for one in some] for c, some in asked.items()}
-        at_best = _at_best(evidence.cells, reading)
+        at_best = _at_best(evidence, reading)
         flat = {(c, i): m for c, some in (found | at_best).items() for i, m in enumerate(some)}
         p = correct({key: 1.0 if m is None else m.estimate.p for key, m in flat.items()})
         for c, some in (found | at_best).items():
@@ -320,8 +323,9 @@ def _compared(c: frontier.Comparison) -> Measured:
     )
 
 
-def _at_best(cells: Cells, reading: Reading) -> dict[str, list[Measured]]:
+def _at_best(evidence: Evidence, reading: Reading) -> dict[str, list[Measured]]:
     """What is asked of the best of several models, chosen by validation."""
+    cells = evidence.cells
     one, three, linear = frontier.of("Self-attention"), frontier.of("Transformer"), frontier.of("Linear")
     if reading == "equal compute":
         nonlinear = frontier.of("MLP", *frontier.ATTENTION)
@@ -332,8 +336,29 @@ def _at_best(cells: Cells, reading: Reading) -> dict[str, list[Measured]]:
     if reading == "optimised":
         short, *_, long = linear
         budgets = frontier.budgets_of(cells, [short, long])[-1:]
-        return {"C4": [_compared(c) for c in frontier.compare(cells, [long], [short], budgets)] if budgets else []}
+        c4 = [_compared(c) for c in frontier.compare(cells, [long], [short], budgets)] if budgets else []
+        there = mlp_against_blocks(evidence.today)
+        return {"C2": [there[max(there)]] if there else [], "C4": c4}
     return {}
+
+
+def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, Measured]:
+    """With today's training, at each budget: whole test loss of the best MLP within it minus that of the blocks there.
+
+    Welch's test; p values are not corrected. FLOPs are the model's.
+    """
+    found = {}
+    for budget in sorted(b for a, b in today if a == "blocks"):
+        mlps = [records for (a, b), records in today.items() if a == "mlp" and b <= budget]
+        if not mlps:
+            continue
+        worse, better = (
+            [r.test_nll_whole for r in records]
+            for records in (min(mlps, key=recipes.validation), today["blocks", budget])
+        )
+        says, note = "best MLP − blocks", f"{budget:.0e} FLOPs, today's training"
+        found[budget] = Measured(says, unpaired(worse, better), note=note, values=(tuple(worse), tuple(better)))
+    return found
 
 
 def doublings(evidence: Evidence) -> list[Measured]:

@@ -48,8 +48,12 @@ class Windows:
         return len(self.view)
 
     def __getitem__(self, starts: Tensor | slice) -> tuple[Tensor, Tensor]:
-        batch = self.view[starts]
+        batch = self.whole(starts)
         return batch[:, :-1], batch[:, -1]
+
+    def whole(self, starts: Tensor | slice) -> Tensor:
+        """The windows, each with the token that follows it: (B, T + 1)."""
+        return self.view[starts] if isinstance(starts, slice) else self.view.index_select(0, starts)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` window starts, uniform and with replacement: (count,) int64 on the generator's device."""
