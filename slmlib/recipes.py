@@ -21,7 +21,7 @@ Found = Mapping[Experiment, Record]
 #: A setting by name.
 Point = dict[str, float]
 
-BUDGETS = (1e10, 3e10, 1e11, 3e11, 1e12, 3e12, 1e13, 3e13, 1e14)  # FLOPs of training's matrix products
+BUDGETS = (1e10, 3e10, 1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # FLOPs of training's matrix products
 SEEDS = 3
 #: The first character of Tiny Shakespeare's validation split that is not of *Measure for Measure*, which training ends
 #: in: there *The Taming of the Shrew* begins, of which the test split is a later part.
@@ -84,10 +84,10 @@ _ANEW: dict[tuple[str, float], Point] = {
     },
 }
 _ANEW["blocks", 3e12] = {"layers": 4, **_ANEW["one block", 3e12], "width": 96}
-#: What is still chosen above 10¹³ FLOPs, where a run takes a quarter of an hour and more.
-_LATE = ("layers", "width", "rate", "dropout", "weight_decay")
+#: What is still chosen above 10¹³ FLOPs, where a run takes half an hour, and by one step at most.
+_LATE = ("layers",)
 #: The largest budget of each architecture: where more compute has ceased to help it.
-LARGEST = {"linear": 1e12, "mlp": 3e12, "one block": 1e13, "blocks": 1e14}
+LARGEST = {"linear": 1e12, "mlp": 3e12, "one block": 3e12, "blocks": 3e13}
 #: How often a run for a text of the reader's own may pass over it: about as often as the longest of the networks did.
 PASSES = 12
 #: Where a choice is what others are compared with, seed by seed.
@@ -153,6 +153,7 @@ def search(architecture: str, budget: float, found: Found) -> tuple[Point | None
 
     Coordinate descent: one setting after the other moves to the better of its neighbours on the ladder for as long as
     that lowers seed 0's validation loss; twice through all of them up to 10¹² FLOPs, once above.
+    Above 10¹³ only the number of blocks moves, by a step.
     """
     point, asked = _FIRST[architecture], []
     if budget > BUDGETS[0]:
@@ -182,9 +183,9 @@ def _descend(architecture: str, budget: float, point: Point, found: Found, asked
                 if any(run not in found for run in runs):
                     return None
                 best = min(range(len(near)), key=lambda k: min(found[runs[k]].valid))
-                if best == 0:
-                    break
                 point = near[best]
+                if best == 0 or budget > 1e13:
+                    break
         if point == before:
             break
     return point
