@@ -7,10 +7,10 @@ from statistics import fmean
 from . import frontier, paper
 from .flops import as_text
 from .stats import corrected
-from .verdicts import CLAIMS, Evidence, Verdict, headline, judge
+from .verdicts import CLAIMS, Evidence, Verdict, headline, judge, mlp_against_blocks
 
 #: Where each claim is taken up.
-CHAPTERS = {"C1": "3, 4", "C2": "5, 11", "C3": "8", "C4": "3, 8", "C5": "7", "C6": "4", "C7": "9"}
+CHAPTERS = {"C1": "3, 4", "C2": "5, 11, 13", "C3": "8", "C4": "3, 8", "C5": "7", "C6": "4", "C7": "9"}
 _SIGNS = {
     "holds": "✓",
     "does not hold": "✗",
@@ -60,6 +60,11 @@ def numbers(evidence: Evidence, counting: float) -> dict[str, float]:
     assert found["long_loss"] > found["short_loss"] + 0.3 and found["rates_apart"] >= 30
     dear, cheaper = ({c.flops: c.estimate for c in every_position(evidence)}[b] for b in (1e13, 3e12))
     assert dear.sign > 0 > cheaper.sign, (dear, cheaper)
+    today = {b: m.estimate for b, m in mlp_against_blocks(evidence.today).items()}
+    signs = [e.sign for e in corrected([e for b, e in today.items() if b <= 1e13])]
+    assert max(signs[:-1]) <= 0 < signs[-1], today
+    assert found["early"] < paper.run("Transformer").test_nll - 0.03 and found["early_share"] < 1e-3
+    assert found["counting"] < found["today"] < found["today_mlp"] - 0.03
     assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
     return found
 

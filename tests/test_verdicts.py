@@ -140,6 +140,7 @@ def test_the_published_verdicts(judged):
         ("C1", "paper"): "holds",
         ("C1", "equal compute"): "holds",
         ("C2", "paper"): "depends on the count",
+        ("C2", "optimised"): "holds",
         ("C3", "paper"): "no effect of that size",
         ("C3", "equal compute"): "not significant",
         ("C3", "optimised"): "not significant",
@@ -154,6 +155,15 @@ def test_the_published_verdicts(judged):
     by_budget = {v.flops: v.weakest for v in judged if v.flops}
     assert [e.sign for e in by_budget.values()] == [-1, -1, -1, -1, 0, 0]
     assert [round(e.effect, 3) for e in by_budget.values()] == [-0.138, -0.114, -0.042, -0.039, 0.001, 0.037]
+
+
+def test_c2_with_todays_training_turns_between_the_smallest_budget_and_the_largest(judged):
+    found = verdicts.mlp_against_blocks(verdicts.Evidence.read().today)
+    signs = [m.estimate.sign for b, m in sorted(found.items())]
+    assert signs[0] < 0 < signs[-1] and round(found[1e10].estimate.effect, 3) == -0.061
+    assert round(found[1e13].estimate.effect, 3) == 0.044 and found[1e13].estimate.n == 3
+    (at_best,) = verdict(judged, "C2", "optimised").contrasts
+    assert at_best.estimate.effect == found[max(found)].estimate.effect
 
 
 def test_c2_on_the_papers_pair_has_four_answers(judged):
