@@ -1,5 +1,6 @@
 """The command line: ``python -m slmlib data``, ``run``, ``status``, ``verdicts``, ``best``, ``try``, …"""
 
+import importlib
 import json
 import os
 import sys
@@ -263,8 +264,7 @@ def bench(
     if not (BENCHMARKS / "measure.py").is_file():
         raise _refuse(f"no benchmark in {BENCHMARKS}: clone the book's repository, which holds it")
     sys.path.insert(0, str(BENCHMARKS))
-    import measure
-
+    measure = importlib.import_module("measure")
     found = measure.measure(quick, lambda what: err.print(what, style="dim", highlight=False))
     rows = measure.rows(found)
     if save:
