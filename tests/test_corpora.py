@@ -61,11 +61,11 @@ def serve(cache, monkeypatch):
         content = b""
 
         def do_GET(self):
+            requests.append(self.path)  # first: who asked may look as soon as it has the answer
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.content)))
             self.end_headers()
             self.wfile.write(self.content)
-            requests.append(self.path)
 
         def log_message(self, *args):
             pass
