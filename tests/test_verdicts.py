@@ -187,11 +187,11 @@ def test_depth_an_effect_as_large_as_the_papers_is_excluded(evidence):
     assert round(p, 3) == 0.004
 
 
-def test_context_every_doubling_hurts_the_transformer(evidence):
+def test_context_two_of_three_doublings_hurt_the_transformer(evidence):
+    """By Welch's test: runs of different contexts draw different windows."""
     found = [m.estimate for m in verdicts.doublings(evidence)]
     assert [round(e.effect, 3) for e in found] == [0.025, 0.038, 0.100]
-    assert [round(e.high - e.effect, 3) for e in found] == [0.006, 0.018, 0.031]
-    assert all(e.sign > 0 for e in found)
+    assert [e.sign for e in found] == [0, 1, 1] and round(found[0].p, 3) == 0.059
 
 
 @pytest.mark.parametrize("seed", range(5))
