@@ -254,7 +254,7 @@ def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Reco
 
 
 def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, list[Record]]:
-    """Of all choices within a budget, with so many seeds at least, the one with the lowest mean validation loss.
+    """Of all choices within a budget (to a thousandth), with so many seeds at least, that of the lowest validation loss.
 
     Returns:
         Its architecture, its budget and its records.
@@ -265,7 +265,7 @@ def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, li
     there = {
         key: records
         for key, records in runs(found, seeds).items()
-        if max(record.flops["counted"] for record in records) <= flops
+        if max(record.flops["counted"] for record in records) <= 1.001 * flops  # a whole number of windows
     }
     if not there:
         raise ValueError(f"no recorded choice costs {flops:.3g} FLOPs or less; the smallest budget is {BUDGETS[0]:.0e}")

@@ -114,6 +114,7 @@ def test_the_best_is_the_lowest_mean_validation_loss_within_the_flops(searched):
         if key[1] <= 5e10
     }
     assert means[architecture, budget] == min(means.values())
+    assert recipes.best(3e10, searched)[1] == 3e10  # though a whole number of windows may cost a little more
     with pytest.raises(ValueError, match=r"costs 1e\+09 FLOPs or less.*1e\+10"):
         recipes.best(1e9, searched)
     with pytest.raises(ValueError, match="no recorded choice"):
