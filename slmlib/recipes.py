@@ -254,7 +254,7 @@ def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Reco
 
 
 def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, list[Record]]:
-    """Of all choices within a budget (to a thousandth), with so many seeds at least, that of the lowest validation loss.
+    """Of all choices within a budget, to a thousandth, and with so many seeds at least, validation's best.
 
     Returns:
         Its architecture, its budget and its records.
