@@ -78,7 +78,7 @@ def run(
     if device == Device.cuda and not torch.cuda.is_available():
         raise typer.BadParameter("PyTorch finds no GPU here; use auto or cpu", param_hint="--device")
     where = device.value if device != Device.auto else "cuda" if torch.cuda.is_available() else "cpu"
-    records = Store(store or RESULTS / suite.value)
+    records = Store(store or RESULTS / suite.value, suite.value in studies.KEEP_LOSSES)
     keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
 
     def wanted() -> list[Experiment]:

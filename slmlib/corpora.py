@@ -250,7 +250,10 @@ def _tiny_shakespeare(name: str) -> Corpus:
 
 
 def _words(name: str) -> Corpus:
-    train, valid, test = (_read(f"{name}/{split}.txt") for split in ("train", "valid", "test"))
+    folder = name.removesuffix("-eos")
+    train, valid, test = (_read(f"{folder}/{split}.txt") for split in ("train", "valid", "test"))
+    if folder != name:
+        train, valid, test = (text.replace("\n", " <eos> ") for text in (train, valid, test))
     vocabulary = Vocabulary(tuple(sorted(set(train.split()))), "word")
     return Corpus(name, *map(vocabulary.encode, (train, valid, test)), vocabulary)
 
@@ -281,12 +284,16 @@ CORPORA: dict[str, Callable[[str], Corpus]] = {
     "tiny_shakespeare": _tiny_shakespeare,
     "ptb": _words,
     "wikitext-2": _words,
+    "ptb-eos": _words,
+    "wikitext-2-eos": _words,
     "python-docs": _python_docs,
 }
 
 
 def load_corpus(name: str) -> Corpus:
     """A corpus by name: ``tiny_shakespeare`` (characters), ``ptb``, ``wikitext-2`` (words) or ``python-docs``.
+
+    ``ptb-eos`` and ``wikitext-2-eos`` are the same words with a token ``<eos>`` for each line end, as is usual.
 
     ``python-docs`` is the English text of the standard library's ``pydoc_data.topics``: it needs no download and
     differs a little between Python versions; ``exact_name`` tells which it is. The character vocabularies hold the

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,9 +23,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoints import epochs_done, write_whole
@@ -33,7 +34,7 @@ from .checks import Checked, UnknownChoice
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
-from .training import History, TrainingConfig, evaluate, fit
+from .training import History, TrainingConfig, evaluate, fit, token_losses
 
 
 def _kept(name: str) -> Path:
@@ -215,11 +216,12 @@ _RECORD = re.compile(r"\w[\w-]*-T\d+-s\d+-[0-9a-f]{10}")  # the name of a record
 class Store:
     """A folder of records, one JSON file each, named by ``Experiment.name``; written whole or not at all.
 
-    Files of runs that are under way lie in its hidden folder ``.running``.
+    Files of runs that are under way lie in its hidden folder ``.running``. If it keeps losses, each record has the
+    run's token losses beside it, as safetensors of float16.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, keeps_losses: bool = False):
+        self.folder, self.keeps_losses = Path(folder), keeps_losses
 
     def path(self, experiment: Experiment) -> Path:
         return self.folder / f"{experiment.name}.json"
@@ -228,11 +230,13 @@ class Store:
         return self.path(experiment).exists()
 
     def get(self, experiment: Experiment) -> Record | None:
-        """The record of that experiment, None where there is none.
+        """The record of that experiment, None where there is none, or not the losses that belong to it.
 
         Raises:
             RecordDamaged: if the file there is not its record; names the file.
         """
+        if self.keeps_losses and not self.path(experiment).with_suffix(".safetensors").exists():
+            return None
         try:
             return self._read(self.path(experiment))
         except FileNotFoundError:
@@ -273,6 +277,23 @@ class Store:
         path = self.path(record.experiment)
         partial = self.running(record.experiment, "json.partial")
         write_whole(path, partial, record.to_json().encode())
+
+    def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor]) -> None:
+        """Keep what ``token_losses`` gave."""
+        data = safetensors.torch.save({name: nll.half().contiguous() for name, nll in losses.items()})
+        write_whole(self.path(experiment).with_suffix(".safetensors"), self.running(experiment, "losses.partial"), data)
+
+    def losses(self, experiment: Experiment) -> dict[str, Tensor]:
+        """The losses that were kept, as float64.
+
+        Raises:
+            RecordDamaged: if there are none, or the file is damaged; names it.
+        """
+        path = self.path(experiment).with_suffix(".safetensors")
+        try:
+            return {name: nll.double() for name, nll in safetensors.torch.load_file(path).items()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise RecordDamaged(f"{path}: {error}. Move the file away and run its experiment again") from error
 
     def running(self, experiment: Experiment, what: str) -> Path:
         """Where a run under way keeps its lock, its checkpoint or its unfinished record.
@@ -373,7 +394,10 @@ def run(
         checkpoint = store.running(experiment, "safetensors")
         if epochs_done(checkpoint) > experiment.training.epochs:  # kept by a longer run: leave it alone
             checkpoint = store.running(experiment, f"{experiment.training.epochs}.safetensors")
-        record = trained(experiment, _corpus(experiment.corpus), device, False, checkpoint)[-1]
+        corpus = _corpus(experiment.corpus)
+        model, _, record = trained(experiment, corpus, device, False, checkpoint)
+        if store.keeps_losses:
+            store.put_losses(experiment, token_losses(model, corpus, experiment.training))
         store.put(record)
         checkpoint.with_name(f"{checkpoint.name}.partial").unlink(missing_ok=True)  # of a run killed while it wrote
         if not keep_checkpoint:

@@ -1,5 +1,6 @@
 """Counting models: the yardsticks that need no training. Shapes: V vocabulary, n order."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -148,13 +149,33 @@ class KneserNey:
         _needs_fit(self, self._levels)
         tokens = _checked(ids, self.vocab_size)
         p = np.full(len(tokens), 1 / self.vocab_size)
+        for n, level, history, at, seen in self._matches(tokens):
+            p[n - 1 :] = _interpolate(level, history, np.where(seen, level.discounted[at], 0.0), p[n - 1 :])
+        return torch.from_numpy(-np.log(p))
+
+    def seen(self, ids: Tensor) -> Tensor:
+        """How often the history of each token was counted, (len(ids), n) float64: that of 0 tokens, 1, … n - 1.
+
+        It is c(h ·) of ``KneserNey``; 0 where the history was never seen, or would begin before the text.
+
+        Raises:
+            ValueError: as ``nll`` does.
+        """
+        _needs_fit(self, self._levels)
+        tokens = _checked(ids, self.vocab_size)
+        counts = np.zeros((len(tokens), self.order))
+        for n, level, history, *_ in self._matches(tokens):
+            counts[n - 1 :, n - 1] = np.where(history >= 0, level.total[np.maximum(history, 0)], 0)
+        return torch.from_numpy(counts)
+
+    def _matches(self, tokens: np.ndarray) -> Iterator[tuple[int, _Level, np.ndarray, np.ndarray, np.ndarray]]:
+        """For each order n, at each token from the n-th on: its history's number, where its n-gram stands, whether."""
         shorter = np.zeros(len(tokens), np.int64)  # as in fit; -1 where it was never seen
         for n, level in enumerate(self._levels, start=1):
             at, seen = _find(level.keys, shorter[n - 1 :], tokens[: max(0, len(tokens) - n + 1)], self.vocab_size)
             history = shorter[n - 2 : -1] if n > 1 else np.zeros(len(tokens), np.int64)
-            p[n - 1 :] = _interpolate(level, history, np.where(seen, level.discounted[at], 0.0), p[n - 1 :])
+            yield n, level, history, at, seen
             shorter = np.concatenate((np.full(min(n - 1, len(tokens)), -1), np.where(seen, at, -1)))
-        return torch.from_numpy(-np.log(p))
 
     def next_token(self, context: Tensor) -> Tensor:
         """p of every token after 1-D ``context``, of which the last n - 1 ids count: (V,) float64, summing to 1.

@@ -84,10 +84,10 @@ _ANEW: dict[tuple[str, float], Point] = {
     },
 }
 _ANEW["blocks", 3e12] = {"layers": 4, **_ANEW["one block", 3e12], "width": 96}
-#: What is still chosen above 10¹³ FLOPs, where a run takes half an hour, and by one step at most.
-_LATE = ("layers",)
-#: The largest budget of each architecture: where more compute has ceased to help it.
-LARGEST = {"linear": 1e12, "mlp": 3e12, "one block": 3e12, "blocks": 3e13}
+#: Where a run takes half an hour: what is still chosen there, by one step at most.
+_LATE = {("mlp", 1e13): "hidden", ("blocks", 3e13): "layers"}
+#: The largest budget that each architecture was given.
+LARGEST = {"linear": 1e12, "mlp": 1e13, "one block": 3e12, "blocks": 3e13}
 #: How often a run for a text of the reader's own may pass over it: about as often as the longest of the networks did.
 PASSES = 12
 #: Where a choice is what others are compared with, seed by seed.
@@ -152,8 +152,8 @@ def search(architecture: str, budget: float, found: Found) -> tuple[Point | None
     """The settings that validation chooses at a budget, None while that is not known, and all runs that it asks for.
 
     Coordinate descent: one setting after the other moves to the better of its neighbours on the ladder for as long as
-    that lowers seed 0's validation loss; twice through all of them up to 10¹² FLOPs, once above.
-    Above 10¹³ only the number of blocks moves, by a step.
+    that lowers seed 0's validation loss; twice through all of them up to 10¹² FLOPs, once above. At an architecture's
+    last budget its size alone moves, by a step, where a run takes half an hour: an MLP's units, a transformer's blocks.
     """
     point, asked = _FIRST[architecture], []
     if budget > BUDGETS[0]:
@@ -171,7 +171,8 @@ def search(architecture: str, budget: float, found: Found) -> tuple[Point | None
 
 def _descend(architecture: str, budget: float, point: Point, found: Found, asked: list[Experiment]) -> Point | None:
     """Where coordinate descent from a point ends, None while that is not known; it adds to what is asked."""
-    settings = {n: v for n, v in LADDERS[architecture].items() if budget <= 1e13 or n in _LATE}
+    late = _LATE.get((architecture, budget))
+    settings = {n: v for n, v in LADDERS[architecture].items() if late in (None, n)}
     for _ in range(2 if budget <= 1e12 else 1):
         before = point
         for name, ladder in settings.items():
@@ -184,7 +185,7 @@ def _descend(architecture: str, budget: float, point: Point, found: Found, asked
                     return None
                 best = min(range(len(near)), key=lambda k: min(found[runs[k]].valid))
                 point = near[best]
-                if best == 0 or budget > 1e13:
+                if best == 0 or late:
                     break
         if point == before:
             break

@@ -1,10 +1,13 @@
 """Experiments beyond the paper's, whose records chapters quote beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from . import paper, recipes
-from .experiments import Experiment
+from .experiments import RESULTS, Experiment, Store
+from .flops import flops_per_window
 from .frontier import SEEDS, Found, frontier
 from .models import TransformerConfig
 from .training import TrainingConfig
@@ -69,6 +72,214 @@ def words(seeds: int = SEEDS) -> list[Experiment]:
     return [uncapped(seed) for seed in range(seeds)]
 
 
+class Change(NamedTuple):
+    """What is changed of a model and its training, and the learning rates among which validation chooses."""
+
+    name: str
+    model: Mapping[str, Any] = MappingProxyType({})
+    training: Mapping[str, Any] = MappingProxyType({})
+    rates: tuple[float, ...] = ()  # of Adam and, where it is in use, of Muon; none: those before it stay
+
+
+#: What each run of ``gain`` costs, in FLOPs of training's matrix products, and how many seeds it has.
+GAIN, GAIN_SEEDS = 3e12, 5
+_ADAM, _MUON = (3e-4, 1e-3, 3e-3, 1e-2), (5e-3, 1e-2, 2e-2)
+#: From the paper's transformer to today's, one change after the other; each keeps those before it.
+STEPS = (
+    Change("the paper's", rates=(3e-4,)),
+    Change("a learning rate of its own", rates=_ADAM),
+    Change("every position scored", {}, {"scored": "every"}, _ADAM),
+    Change("batches of 512 characters", {}, {"batch": 4}, _ADAM),
+    Change("windows of 32", {"context": 32}, {"batch": 16}, _ADAM),
+    Change("rotary positions", {"positions": "rope"}, {}, _ADAM),
+    Change("norm before each branch", {"norm": "pre"}, {}, _ADAM),
+    Change("root-mean-square norm", {"norm_kind": "rms"}, {}, _ADAM),
+    Change("queries and keys normalised", {"qk_norm": True}, {}, _ADAM),
+    Change("squared ReLU, twice as many units", {"ff_kind": "relu2", "ff_width": 512}, {}, _ADAM),
+    Change("branches that start at zero", {"zero_init": True, "qkv_init": "linear"}, {}, _ADAM),
+    Change("warm-up, then cosine decay", {}, {"schedule": "cosine", "warmup": 0.02}, _ADAM),
+    Change("weight decay", {}, {"optimiser": "adamw", "weight_decay": 0.1}, _ADAM),
+    Change("no dropout", {"dropout": 0.0, "dropout_site": "residual"}, {}, _ADAM),
+    Change("Muon for the blocks' matrices", {}, {"optimiser": "muon"}, _MUON),
+    Change("two blocks of width 96", {"layers": 2, "d_model": 96, "heads": 3, "ff_width": 384}, {}, _MUON),
+)
+#: Changes to today's transformer, each on its own.
+VARIANTS = (
+    Change("today's", rates=(1e-2,)),
+    Change("last position scored", {}, {"scored": "last"}, _MUON),
+    Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
+    Change("LayerNorm", {"norm_kind": "layer"}, {}, _MUON),
+    Change("norm after each sum", {"norm": "post"}, {}, _MUON),
+    Change("queries and keys as they are", {"qk_norm": False}, {}, _MUON),
+    Change("plain ReLU", {"ff_kind": "relu"}, {}, _MUON),
+    Change("no branch starts at zero", {"zero_init": False}, {}, _MUON),
+    Change("constant rate", {}, {"schedule": "constant"}, (2e-3, *_MUON)),
+    Change("linear decay", {}, {"schedule": "linear"}, _MUON),
+    Change("no warm-up", {}, {"warmup": 0.0}, _MUON),
+    Change("AdamW alone", {}, {"optimiser": "adamw"}, (1e-3, 2e-3, 5e-3, 1e-2)),
+    Change("no weight decay", {}, {"weight_decay": 0.0}, _MUON),
+    Change("dropout 0.1", {"dropout": 0.1}, {}, _MUON),
+    Change("batches four times as large", {}, {"batch": 64}, _MUON),
+    Change("tied head", {"tied": True, "embed_init": "small"}, {}, _MUON),
+    Change("averaged weights", {}, {"average": 0.99}, _MUON),
+    Change("averaged weights, constant rate", {}, {"average": 0.99, "schedule": "constant"}, (2e-3, *_MUON)),
+    Change("gradient clipped to 1", {}, {"clip": 1.0}, _MUON),
+    Change("shorter memory of squared gradients", {}, {"beta2": 0.95}, _MUON),
+)
+_LOOKS = TrainingConfig(
+    epochs=2, eval_from=recipes.FIRST_SCORED, valid_from=recipes.NEXT_PLAY, valid_stride=4, whole_stride=8
+)
+
+
+def _rated(experiment: Experiment, rate: float, flops: float) -> Experiment:
+    """The experiment with that learning rate, for so many FLOPs."""
+    training = replace(experiment.training, learning_rate=rate)
+    if training.optimiser == "muon":
+        training = replace(training, muon_rate=rate)
+    window = flops_per_window(experiment.model, 65, scored=training.scored)
+    windows = max(1, round(flops / training.epochs / window))
+    return replace(experiment, training=replace(training, windows_per_epoch=windows))
+
+
+def today_s() -> Experiment:
+    """The transformer that validation chose for ``GAIN`` FLOPs (``recipes``; a test holds the two together)."""
+    point = {"layers": 2, "width": 96, "context": 32, "tokens": 512, "rate": 1e-2, "muon_rate": 1e-2}
+    return recipes.experiment("blocks", {**point, "dropout": 0.0, "weight_decay": 0.1}, GAIN, 0)
+
+
+def tried(chain: bool) -> dict[str, list[Experiment]]:
+    """The experiments of each change, one a learning rate, seed 0: ``STEPS`` if ``chain``, else ``VARIANTS``."""
+    base = Experiment("tiny_shakespeare", paper.run("Transformer").model, _LOOKS, 0) if chain else today_s()
+    there = {}
+    for change in STEPS if chain else VARIANTS:
+        model, training = replace(base.model, **change.model), replace(base.training, **change.training)
+        changed = replace(base, model=model, training=training)
+        there[change.name] = [_rated(changed, rate, GAIN) for rate in change.rates]
+        base = changed if chain else base
+    return there
+
+
+def gained(found: Found, chain: bool) -> dict[str, list[Experiment]]:
+    """Of each change all seeds, at the learning rate that seed 0's validation chose; of those that are through."""
+    best = {}
+    for name, runs in tried(chain).items():
+        if all(run in found for run in runs):
+            chosen = min(runs, key=lambda run: min(found[run].valid))
+            best[name] = [replace(chosen, seed=seed) for seed in range(GAIN_SEEDS)]
+    return best
+
+
+def gain(seeds: int, found: Found) -> list[Experiment]:
+    """What buys the gain of today's training: each change at each of its rates, then other seeds of its best."""
+    wanted = [run for chain in (True, False) for runs in tried(chain).values() for run in runs]
+    return wanted + [run for chain in (True, False) for runs in gained(found, chain).values() for run in runs]
+
+
+#: Budgets of the isoFLOP curves in FLOPs; the rule is fitted to the first two and tested on the last.
+SHAPE_BUDGETS = (3e11, 3e12, 1e13)
+#: The models compared at each budget: widths of four blocks; blocks and width of about equal size; contexts.
+WIDTHS = {3e11: (24, 32, 48, 64, 96), 3e12: (32, 48, 64, 96, 128), 1e13: (48, 64, 96, 128, 192)}
+ALIKE = {
+    3e11: ((1, 64), (2, 48), (4, 32), (8, 24)),
+    3e12: ((1, 128), (2, 96), (4, 64), (8, 48)),
+    1e13: ((1, 192), (2, 128), (4, 96), (8, 64)),
+}
+SHAPE_CONTEXTS = (8, 16, 32, 64, 128)
+_SHAPE_CONTEXT = 32
+
+
+def shaped(budget: float, layers: int, width: int, context: int, seed: int) -> Experiment:
+    """Today's blocks of that shape for so many FLOPs, in batches of 512 characters."""
+    point = {"layers": layers, "width": width, "context": context, "tokens": 512, "rate": 1e-2, "muon_rate": 1e-2}
+    return recipes.experiment("blocks", {**point, "dropout": 0.0, "weight_decay": 0.1}, budget, seed)
+
+
+def shapes(seeds: int = SEEDS) -> list[Experiment]:
+    """Depth, width and context under a budget, with all else as validation chose it for 10¹³ FLOPs."""
+    wanted = []
+    for budget in SHAPE_BUDGETS:
+        middle = ALIKE[budget][2]
+        of = [(4, width, _SHAPE_CONTEXT) for width in WIDTHS[budget]]
+        of += [(*shape, _SHAPE_CONTEXT) for shape in ALIKE[budget]]
+        of += [(*middle, context) for context in SHAPE_CONTEXTS]
+        wanted += [shaped(budget, *shape, seed) for seed in range(seeds) for shape in dict.fromkeys(of)]
+    return wanted
+
+
+#: What the paper's word-level runs cost, as its code makes them, in FLOPs.
+WORD_FLOPS = {"ptb": 177_548_544 * 639_480, "wikitext-2": 195_426_048 * 639_480}
+
+
+def _of_words(
+    corpus: str, cap: int | None, flops: float, layers: int, width: int, dropout: float, rate: float, muon: float = 1e-2
+) -> Experiment:
+    model = recipes.model("blocks", {"layers": layers, "width": width, "context": 64, "dropout": dropout})
+    model = replace(model, tied=True, embed_init="small")
+    vocab_size = {"ptb": 9_999, "ptb-eos": 10_000, "wikitext-2-eos": 33_278}[corpus]
+    epochs = 6
+    windows = round(flops / epochs / flops_per_window(model, vocab_size, scored="every"))
+    seen = (
+        {"eval_windows": paper.run("Penn Treebank").training.eval_windows, "whole_stride": 4}
+        if cap
+        else {"eval_windows": None, "eval_stride": 1, "valid_stride": 8}
+    )
+    training = TrainingConfig(
+        epochs=epochs, windows_per_epoch=windows, batch=32, scored="every", learning_rate=rate,
+        optimiser="muon", muon_rate=muon, weight_decay=0.1, schedule="cosine", warmup=0.02, **seen,
+    )  # fmt: skip
+    return Experiment(corpus, model, training, 0, cap)
+
+
+def words_tried() -> dict[str, list[Experiment]]:
+    """The word-level runs among which validation chooses, seed 0: what each text, within what cap, is given."""
+    ptb, wiki = WORD_FLOPS["ptb"], WORD_FLOPS["wikitext-2"]
+    return {
+        "Penn Treebank, 80,000 words": [
+            _of_words("ptb", paper.WORD_CAP, flops, *shape, dropout, 3e-3)
+            for flops in (1e12, 3e12, 1e13)
+            for shape in ((1, 64), (2, 128), (2, 192))
+            for dropout in (0.3, 0.5)
+        ],
+        "Penn Treebank": [
+            _of_words("ptb-eos", None, ptb, *shape, dropout, rate)
+            for shape in ((2, 128), (4, 192), (4, 256))
+            for dropout in (0.1, 0.3)
+            for rate in (2e-3, 6e-3)
+        ],
+        "WikiText-2": [
+            _of_words("wikitext-2-eos", None, wiki, *shape, 0.1, rate)
+            for shape in ((2, 96), (2, 128), (4, 128), (4, 192))
+            for rate in (2e-3, 6e-3)
+        ],
+    }
+
+
+def words_today(seeds: int, found: Found) -> list[Experiment]:
+    """Today's training on words: seed 0 of all that is tried, then other seeds of what validation chose."""
+    wanted = []
+    for runs in words_tried().values():
+        wanted += runs
+        if all(run in found for run in runs):
+            chosen = min(runs, key=lambda run: min(found[run].valid))
+            wanted += [replace(chosen, seed=seed) for seed in range(1, seeds)]
+    return wanted
+
+
+#: Whose token losses are kept, to be mixed with counts: at which budgets of ``recipes``.
+TOGETHER = {"mlp": (1e10, 1e11, 1e12), "blocks": (1e10, 1e11, 1e12, 1e13, 3e13)}
+
+
+def together(seeds: int = SEEDS) -> list[Experiment]:
+    """What validation chose at these budgets, by the published records of ``today``."""
+    points = recipes.chosen(Store(RESULTS / "today").found())
+    return [
+        recipes.experiment(architecture, points[architecture, budget], budget, seed)
+        for architecture, budgets in TOGETHER.items()
+        for budget in budgets
+        for seed in range(seeds)
+    ]
+
+
 #: By name: the experiments for a number of seeds, given the records that there are. Their records lie in a folder of
 #: that name under ``results/``.
 SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
@@ -77,4 +288,10 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "words": lambda seeds, found: words(seeds),
     "frontier": frontier,
     "today": recipes.today,
+    "gain": gain,
+    "shapes": lambda seeds, found: shapes(seeds),
+    "words-today": words_today,
+    "together": lambda seeds, found: together(seeds),
 }
+#: The suites whose records have the runs' token losses beside them.
+KEEP_LOSSES = ("together",)

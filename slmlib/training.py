@@ -373,6 +373,14 @@ def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, bat
     return torch.cat(list(_losses(model, ids, evaluation, batch, "none"))).cpu()
 
 
+def token_losses(model: nn.Module, corpus: Corpus, training: TrainingConfig) -> dict[str, Tensor]:
+    """What a training's looks take the mean of: NLL of each token of "valid", "test" and "whole", as ``token_nll``."""
+    looks = {"valid": training.validation, "test": training.test, "whole": training.whole_test}
+    return {
+        name: token_nll(model, corpus.valid if name == "valid" else corpus.test, look) for name, look in looks.items()
+    }
+
+
 @torch.inference_mode()
 def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, reduction: str) -> Iterator[Tensor]:
     device, context, batch = next(model.parameters()).device, model.config.context, integer("batch", batch)

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import recipes
+from . import mixing, recipes
 from .checkpoints import write_whole
 from .checks import integer, number
 from .corpora import Corpus, Vocabulary
@@ -73,7 +73,7 @@ def attempt(
     """Count, train an MLP and a transformer within a budget, and mix the better of them with the counts.
 
     Everything is chosen by validation: counting's order, the networks' settings (on Tiny Shakespeare, in
-    ``recipes``), which epoch's weights are kept, how much of the mixture is counting's.
+    ``recipes``), which epoch's weights are kept, and whom the mixture believes where (``mixing.Gate``).
 
     Args:
         corpus: the text, as ``read_corpus`` gives it.
@@ -140,18 +140,17 @@ def attempt(
             Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
         )
     best = min(found, key=lambda name: found[name].valid.mean())
-    mixed = mix(
-        *(torch.from_numpy(nll) for nll in (found[best].valid, found[best].test)),
-        *(which.of(counting.nll(ids)) for which, ids in ((valid, corpus.valid), (test, corpus.test))),
-    )
-    network = next(r for r in rows if r.model == _NETWORKS[best])
+    network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
+    counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED)
+    mixed = mixing.together([network], {name: counted[name] for name in network})["test"].mean().item()
+    better = next(r for r in rows if r.model == _NETWORKS[best])
     rows.append(
         replace(
-            network,
-            model=f"{network.model} and counting",
+            better,
+            model=f"{better.model} and counting",
             test_nll=mixed,
-            seconds=row.seconds + network.seconds,
-            parameters=row.parameters + network.parameters,
+            seconds=row.seconds + better.seconds,
+            parameters=row.parameters + better.parameters,
             sample="",
         )
     )
@@ -160,21 +159,6 @@ def attempt(
 
 def _counted(order: int, corpus: Corpus) -> KneserNey:
     return KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
-
-
-def mix(valid: Tensor, test: Tensor, other_valid: Tensor, other_test: Tensor) -> float:
-    """Mean NLL on the test tokens of w p + (1 - w) q, with the w from 0 to 1 that is best on the validation tokens.
-
-    Args:
-        valid, test: NLL of each token under p, (N,) and (M,).
-        other_valid, other_test: of the same tokens under q.
-    """
-
-    def mean(w: float, one: Tensor, other: Tensor) -> float:
-        return -(w * (-one.double()).exp() + (1 - w) * (-other.double()).exp()).log().mean().item()
-
-    weight = min((step / 50 for step in range(51)), key=lambda w: mean(w, valid, other_valid))
-    return mean(weight, test, other_test)
 
 
 def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:

@@ -240,3 +240,19 @@ def test_wikitext_2_in_seconds():
     began = time.process_time()
     KneserNey(3, len(corpus.vocabulary)).fit(corpus.train).nll(corpus.test)
     assert time.process_time() - began < 30
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_how_often_a_history_was_seen_is_what_counting_by_hand_gives(order):
+    train, test = ids(60).tolist(), [*ids(20, seed=1).tolist(), 0, 0, 0]
+    seen = KneserNey(order, V).fit(torch.tensor(train)).seen(torch.tensor(test))
+    assert seen.shape == (len(test), order)
+    for n in range(1, order + 1):
+        grams = [tuple(train[j : j + n]) for j in range(len(train) - n + 1)]
+        if n < order:  # in a lower order an n-gram counts once for each token that it follows
+            longer = {tuple(train[j : j + n + 1]) for j in range(len(train) - n)}
+            grams = [gram[1:] for gram in longer]
+        for i in range(len(test)):
+            h = tuple(test[i - n + 1 : i])
+            expected = sum(gram[:-1] == h for gram in grams) if i >= n - 1 else 0
+            assert seen[i, n - 1] == expected, (i, n)

@@ -1,10 +1,11 @@
 """The experiments beyond the paper's: that they are what they are said to be."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from slmlib import paper, studies
+from slmlib import paper, recipes, studies
 from slmlib.experiments import RESULTS, Store
 from slmlib.models import build
 
@@ -15,7 +16,7 @@ def test_every_record_is_one_that_its_study_asks_for(suite):
     assert set(found) <= set(studies.SUITES[suite](studies.SEEDS, found))
 
 
-@pytest.mark.parametrize("suite", sorted(set(studies.SUITES) - {"frontier", "today"}))
+@pytest.mark.parametrize("suite", sorted(set(studies.SUITES) - {"frontier", "today", "gain", "words-today"}))
 def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     one, three = studies.SUITES[suite](1, {}), studies.SUITES[suite](3, {})
     assert len(set(three)) == len(three) == 3 * len(one)
@@ -44,3 +45,42 @@ def test_what_changes_is_what_is_said_to():
     assert replace(longer, training=pair.training) == pair and longer.training == replace(pair.training, epochs=12)
     capped = paper.run("Penn Treebank").experiment(2)
     assert replace(studies.uncapped(2), train_tokens=80_000) == capped
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_changes_cost_the_same_and_lead_from_the_papers_transformer_to_todays(chain):
+    tried = studies.tried(chain)
+    for experiments in tried.values():
+        assert all(e.flops() == pytest.approx(studies.GAIN, rel=1e-3) for e in experiments)
+        assert len({e.training.learning_rate for e in experiments}) == len(experiments)
+    first, *_, last = tried.values()
+    if chain:
+        assert [first[0].model, first[0].training.learning_rate] == [paper.run("Transformer").model, 3e-4]
+        assert studies.today_s() in last
+    else:
+        assert first == [studies.today_s()]
+        point = recipes.chosen(Store(RESULTS / "today").found())["blocks", studies.GAIN]
+        assert first == [recipes.experiment("blocks", point, studies.GAIN, 0)]
+    before = None
+    for name, experiments in tried.items():
+        assert before is None or experiments[-1] not in before, name  # each changes something
+        before = experiments
+
+
+def test_other_seeds_are_asked_for_at_the_rate_that_validation_chose():
+    experiments = studies.tried(False)["linear decay"]
+    records = {e: SimpleNamespace(valid=[2.0, 1.9 - 0.1 * (i == 1)]) for i, e in enumerate(experiments)}
+    gained = studies.gained(records, False)
+    assert gained == {"linear decay": [replace(experiments[1], seed=seed) for seed in range(studies.GAIN_SEEDS)]}
+    assert set(gained["linear decay"]) <= set(studies.gain(3, records))
+
+
+def test_shapes_cost_what_their_budget_says():
+    for budget in studies.SHAPE_BUDGETS:
+        of = [e for e in studies.shapes(1) if e.flops() == pytest.approx(budget, rel=2e-3)]
+        assert len(of) > 10
+        assert len({(e.model.layers, e.model.d_model, e.model.context) for e in of}) == len(of)
+    assert len(studies.shapes(1)) == sum(
+        len([e for e in studies.shapes(1) if e.flops() == pytest.approx(budget, rel=2e-3)])
+        for budget in studies.SHAPE_BUDGETS
+    )

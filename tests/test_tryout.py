@@ -76,15 +76,6 @@ def test_one_budget_is_asked_for(tried):
         tryout.attempt(tried[0], flops=-1.0)
 
 
-def test_a_mixture_is_weighed_by_validation():
-    sure, unsure = torch.full((10,), 0.1), torch.full((10,), 3.0)
-    assert tryout.mix(sure, sure, unsure, unsure) == pytest.approx(0.1, abs=1e-6)
-    assert tryout.mix(unsure, sure, sure, unsure) == pytest.approx(3.0, abs=1e-6)  # validation decides, for the worse
-    one, other = torch.tensor([0.1, 3.0]), torch.tensor([3.0, 0.1])
-    half = -torch.log(torch.tensor([(2.718281828**-0.1 + 2.718281828**-3) / 2])).item()
-    assert tryout.mix(one, one, other, other) == pytest.approx(half, abs=1e-5)
-
-
 @pytest.mark.parametrize("config", [MLPConfig(4, 8, 16), TransformerConfig(8, 16, heads=2, layers=1, tied=True)])
 def test_a_kept_model_comes_back(config, tried, tmp_path):
     vocabulary = tried[0].vocabulary

@@ -1,0 +1,115 @@
+"""Counting and networks together: a gate learns from validation text which of them to believe after which history.
+
+Shapes: N tokens, M models that are mixed, F features of a history.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .corpora import Corpus
+from .ngrams import KneserNey
+from .training import TrainingConfig
+
+#: Which orders of counting are mixed, by unit of text.
+ORDERS = {"character": (3, 5, 7, 9), "word": (1, 2, 3, 5)}
+#: What is scored of a text, as in ``training.token_losses``: "valid", "test", "whole", each with its NLL, (N,).
+Losses = Mapping[str, Tensor]
+
+
+class Gate:
+    """A mixture p(y | h) = Σ_m g_m(h) p_m(y | h) whose weights g = softmax(W x(h)) depend on the history h.
+
+    So are n-gram models of several orders interpolated (Jelinek and Mercer, 1980), and experts by a gating network
+    (Jacobs et al., 1991), here a linear one. W, (F, M), minimises the sum of the NLL and of its own squares, so that a
+    short text moves it little; L-BFGS finds it from W = 0.
+
+    Args:
+        features: x of each token's history, (N, F).
+        nll: of each token under each model, (N, M), in nats.
+
+    Raises:
+        ValueError: if the two have not the same number of tokens, at least one.
+    """
+
+    def __init__(self, features: Tensor, nll: Tensor):
+        if len(features) != len(nll) or not len(nll):
+            raise ValueError(
+                f"features of {len(features)} tokens, losses of {len(nll)}: give both of the same, one at least"
+            )
+        features, nll = features.double(), nll.double()
+        self.weights = torch.zeros(features.size(1), nll.size(1), dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([self.weights], max_iter=300, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            value = self.nll(features, nll).mean() + self.weights.square().sum() / len(nll)
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimiser.step(loss)
+        self.weights.requires_grad_(False)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """The weight of each model, (N, M), summing to 1 over models."""
+        return (features.double() @ self.weights).softmax(1)
+
+    def nll(self, features: Tensor, nll: Tensor) -> Tensor:
+        """NLL of each token under the mixture, (N,), in nats."""
+        return -torch.logsumexp((features.double() @ self.weights).log_softmax(1) - nll.double(), 1)
+
+
+class Counted(NamedTuple):
+    """What counting knows of some scored tokens."""
+
+    features: Tensor  # (N, F)
+    nll: Tensor  # (N, orders)
+
+
+def counted(
+    corpus: Corpus, training: TrainingConfig, context: int, orders: Sequence[int] | None = None
+) -> dict[str, Counted]:
+    """Kneser-Ney of several orders, counted on the train split, at the tokens that a training's looks score.
+
+    The features are those of the highest order: how long a history was seen, one of n; and how often each length was,
+    as log(1 + count) / 3.
+    """
+    models = [KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in orders or ORDERS[corpus.vocabulary.unit]]
+    splits = {
+        "valid": (corpus.valid, [training.validation]),
+        "test": (corpus.test, [training.test, training.whole_test]),
+    }
+    there = {}
+    for split, (ids, looks) in splits.items():
+        seen = max(models, key=lambda model: model.order).seen(ids)
+        longest = F.one_hot((seen > 0).sum(1) - 1, seen.size(1))
+        of = torch.cat((longest, seen.log1p() / 3), 1), torch.stack([model.nll(ids) for model in models], 1)
+        for name, look in zip((split, "whole"), looks, strict=False):
+            there[name] = Counted(*(look.of(values, context) for values in of))
+    return there
+
+
+def averaged(networks: Sequence[Losses]) -> dict[str, Tensor]:
+    """The losses of an ensemble, which predicts the mean of its networks' probabilities."""
+    return {
+        name: log(len(networks)) - torch.logsumexp(torch.stack([-of[name].double() for of in networks]), 0)
+        for name in networks[0]
+    }
+
+
+def together(networks: Sequence[Losses], counting: Mapping[str, Counted]) -> dict[str, Tensor]:
+    """The losses of a gate, learnt on "valid", over the counts and the networks' ensemble; over counts alone for none.
+
+    They are of the tokens that were counted, in their order.
+    """
+    network = averaged(networks) if networks else None
+    nll = {
+        name: torch.cat((*([network[name][:, None]] if network else []), of.nll), 1) for name, of in counting.items()
+    }
+    gate = Gate(counting["valid"].features, nll["valid"])
+    return {name: gate.nll(of.features, nll[name]) for name, of in counting.items()}
