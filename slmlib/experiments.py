@@ -33,8 +33,19 @@ from .checkpoints import epochs_done, write_whole
 from .checks import Checked, UnknownChoice
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
-from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, changed, n_parameters
+from .models import (
+    Config,
+    LinearConfig,
+    MLPConfig,
+    Transformer,
+    TransformerConfig,
+    build,
+    changed,
+    generate,
+    n_parameters,
+)
 from .training import History, TrainingConfig, evaluate, fit, token_losses
+from .windows import random_stream
 
 
 def _kept(name: str) -> Path:
@@ -217,7 +228,7 @@ class Store:
     """A folder of records, one JSON file each, named by ``Experiment.name``; written whole or not at all.
 
     Files of runs that are under way lie in its hidden folder ``.running``. If it keeps losses, each record has the
-    run's token losses beside it, as safetensors of float16.
+    run's token losses beside it, as safetensors of float16, and a sample of what its model writes.
     """
 
     def __init__(self, folder: str | os.PathLike, keeps_losses: bool = False):
@@ -278,21 +289,25 @@ class Store:
         partial = self.running(record.experiment, "json.partial")
         write_whole(path, partial, record.to_json().encode())
 
-    def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor]) -> None:
-        """Keep what ``token_losses`` gave."""
-        data = safetensors.torch.save({name: nll.half().contiguous() for name, nll in losses.items()})
-        write_whole(self.path(experiment).with_suffix(".safetensors"), self.running(experiment, "losses.partial"), data)
+    def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor], sample: str) -> None:
+        """Keep what ``token_losses`` gave, and a text."""
+        path = self.path(experiment).with_suffix(".safetensors")
+        tensors = {name: nll.half().contiguous() for name, nll in losses.items()}
+        data = safetensors.torch.save(tensors, {"sample": sample})
+        write_whole(path, self.running(experiment, "losses.partial"), data)
 
-    def losses(self, experiment: Experiment) -> dict[str, Tensor]:
-        """The losses that were kept, as float64.
+    def losses(self, experiment: Experiment) -> tuple[dict[str, Tensor], str]:
+        """The losses that were kept, as float64, and the text.
 
         Raises:
             RecordDamaged: if there are none, or the file is damaged; names it.
         """
         path = self.path(experiment).with_suffix(".safetensors")
         try:
-            return {name: nll.double() for name, nll in safetensors.torch.load_file(path).items()}
-        except (OSError, safetensors.SafetensorError) as error:
+            with safetensors.safe_open(path, "pt") as file:
+                losses = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118 (no mapping)
+                return losses, file.metadata()["sample"]
+        except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
             raise RecordDamaged(f"{path}: {error}. Move the file away and run its experiment again") from error
 
     def running(self, experiment: Experiment, what: str) -> Path:
@@ -397,12 +412,20 @@ def run(
         corpus = _corpus(experiment.corpus)
         model, _, record = trained(experiment, corpus, device, False, checkpoint)
         if store.keeps_losses:
-            store.put_losses(experiment, token_losses(model, corpus, experiment.training))
+            store.put_losses(experiment, token_losses(model, corpus, experiment.training), sample(model, corpus))
         store.put(record)
         checkpoint.with_name(f"{checkpoint.name}.partial").unlink(missing_ok=True)  # of a run killed while it wrote
         if not keep_checkpoint:
             checkpoint.unlink(missing_ok=True)
     return record
+
+
+def sample(model: nn.Module, corpus: Corpus, n: int = 300) -> str:
+    """What a model writes at temperature 0.8 after the test split's first 128 tokens: n characters, or n / 5 words."""
+    cache, prompt = isinstance(model, Transformer), corpus.test[:128]
+    n = n if corpus.vocabulary.unit == "character" else n // 5
+    ids = generate(model, prompt, n, 0.8, random_stream(0, "text"), cache=cache)
+    return corpus.vocabulary.decode(ids[len(prompt) :])
 
 
 def _device(device: str | torch.device | None) -> str:

@@ -265,17 +265,17 @@ def words_today(seeds: int, found: Found) -> list[Experiment]:
     return wanted
 
 
-#: Whose token losses are kept, to be mixed with counts: at which budgets of ``recipes``.
-TOGETHER = {"mlp": (1e10, 1e11, 1e12), "blocks": (1e10, 1e11, 1e12, 1e13, 3e13)}
+#: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
+TOGETHER = ("mlp", "blocks")
 
 
 def together(seeds: int = SEEDS) -> list[Experiment]:
     """What validation chose at these budgets, by the published records of ``today``."""
     points = recipes.chosen(Store(RESULTS / "today").found())
     return [
-        recipes.experiment(architecture, points[architecture, budget], budget, seed)
-        for architecture, budgets in TOGETHER.items()
-        for budget in budgets
+        recipes.experiment(architecture, point, budget, seed)
+        for (architecture, budget), point in points.items()
+        if architecture in TOGETHER
         for seed in range(seeds)
     ]
 

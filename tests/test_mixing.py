@@ -91,7 +91,8 @@ def test_a_store_that_keeps_losses_has_them_beside_each_record(tmp_path):
         store.losses(experiment)
     record = run(experiment, store)
     assert store.get(experiment) == record
-    kept = store.losses(experiment)
+    kept, text = store.losses(experiment)
+    assert len(text) == 300
     assert kept["test"].mean().item() == pytest.approx(record.test_nll, abs=2e-3)
     assert kept["whole"].mean().item() == pytest.approx(record.test_nll_whole, abs=2e-3)
     assert kept["valid"].mean().item() == pytest.approx(record.valid[0], abs=2e-3)
