@@ -170,6 +170,10 @@ def build(key):
     for chapter in (SOURCE / "book").glob("*.ipynb"):
         if chapter.stem not in listed:  # a reader's own notebook, which is run and is no page
             chapter.unlink()
+            continue
+        notebook = json.loads(read(chapter))
+        if notebook["metadata"].pop("widgets", None):  # their state: a page has the same as HTML
+            write(chapter, json.dumps(notebook, ensure_ascii=False).encode())
     with open(str(RUN / "sphinx.log"), "w", encoding="utf-8") as log:
         call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
         python("-c", call, "build", SOURCE, "-W", "-n", "--keep-going", "--quiet", stdout=log)

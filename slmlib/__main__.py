@@ -23,7 +23,18 @@ from rich.text import Text
 
 from . import models, paper, recipes, studies, tryout, verdicts
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus
-from .experiments import BENCHMARKS, RESULTS, Experiment, Record, RecordDamaged, Remaining, Store, process_pool, run_all
+from .experiments import (
+    BENCHMARKS,
+    RESULTS,
+    Experiment,
+    Record,
+    RecordDamaged,
+    Remaining,
+    Store,
+    process_pool,
+    run_all,
+    trained,
+)
 from .models import Transformer
 from .screen import markdown, put_between
 from .training import Diverged
@@ -220,12 +231,12 @@ MARKS = "<!-- first screen: written by python -m slmlib scoreboard --readme -->\
 @app.command()
 def scoreboard(
     readme: Annotated[
-        bool, typer.Option(help="Write it into README.md and book/intro.md here, and its figure into book/assets.")
+        bool, typer.Option(help="Write it into README.md and book/intro.md here, its figures into book/assets.")
     ] = False,
     results: FolderOption = RESULTS,
 ):
     """The first screen of README and book: what was found, in numbers from the records."""
-    from . import chapters, figures, screen
+    from . import chapters, explore, figures, screen
 
     template = Path("book/assets/first-screen.md")
     if not template.is_file():
@@ -247,6 +258,27 @@ def scoreboard(
     lines, points = screen.emblem(evidence)
     figure = figures.emblem(lines, points, Evaluation(None, first=chapters.CONTEXT).mean(nll))
     figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
+    Path("book/assets/budget.html").write_text(
+        explore.budget(Store(results / "today").found()).page(), encoding="utf-8"
+    )
+
+
+@app.command()
+def weights(
+    folder: Annotated[Path, typer.Option(file_okay=False, help="Where they are written.")] = RESULTS / "weights",
+):
+    """Train the networks whose weights the book shows, where there are none yet (half an hour): float16 safetensors."""
+    try:
+        corpus = load_corpus("tiny_shakespeare")
+    except (CorpusUnavailable, CorpusDamaged) as error:
+        raise _refuse(error) from None
+    for name, experiment in studies.published().items():
+        path = folder / f"{name.replace(' ', '-')}.safetensors"
+        if not path.exists():
+            model, _, record = trained(experiment, corpus)
+            folder.mkdir(parents=True, exist_ok=True)
+            tryout.keep(path, model.half(), experiment, corpus.vocabulary)
+            out.print(f"{path}  test NLL {record.test_nll:.4f}", highlight=False)
 
 
 BENCH_MARKS = "<!-- benchmark: written by make bench -->\n", "<!-- end of benchmark -->"

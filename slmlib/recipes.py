@@ -9,6 +9,8 @@ from dataclasses import replace
 from math import ceil, exp, log
 from statistics import fmean
 
+from torch import Tensor
+
 from .checks import choice
 from .corpora import Corpus
 from .experiments import RESULTS, Experiment, Record, Store
@@ -228,6 +230,16 @@ def runs(found: Found, seeds: int = SEEDS) -> dict[tuple[str, float], list[Recor
         of = [found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS)]
         if len(records := [record for record in of if record is not None]) >= seeds:
             there[architecture, budget] = records
+    return there
+
+
+def losses(found: Found, kept: Store) -> dict[tuple[str, float], list[dict[str, Tensor]]]:
+    """The token losses of each choice, seed by seed, as far as a store keeps them."""
+    there = {}
+    for (architecture, budget), point in chosen(found).items():
+        of = [experiment(architecture, point, budget, seed) for seed in range(_MOST_SEEDS)]
+        if some := [kept.losses(e)[0] for e in of if kept.get(e) is not None]:
+            there[architecture, budget] = some
     return there
 
 

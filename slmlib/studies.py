@@ -280,6 +280,16 @@ def together(seeds: int = SEEDS) -> list[Experiment]:
     ]
 
 
+#: The networks whose weights are published: the name, and for what architecture and budget validation chose it.
+PUBLISHED = {"MLP": ("mlp", 3e11), "one block": ("one block", 1e12), "transformer": ("blocks", 3e13)}
+
+
+def published() -> dict[str, Experiment]:
+    """They, by name; not of the seed that chose."""
+    points = recipes.chosen(Store(RESULTS / "today").found())
+    return {name: recipes.experiment(a, points[a, budget], budget, 1) for name, (a, budget) in PUBLISHED.items()}
+
+
 #: By name: the experiments for a number of seeds, given the records that there are. Their records lie in a folder of
 #: that name under ``results/``.
 SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {

@@ -347,10 +347,10 @@ def _at_best(evidence: Evidence, reading: Reading) -> dict[str, list[Measured]]:
 def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, Measured]:
     """With today's training, at each budget: whole test loss of the best MLP within it minus that of the blocks there.
 
-    Welch's test; p values are not corrected. FLOPs are the model's.
+    At budgets that both were given. Welch's test; p values are not corrected. FLOPs are the model's.
     """
-    found = {}
-    for budget in sorted(b for a, b in today if a == "blocks"):
+    found, largest = {}, max((b for a, b in today if a == "mlp"), default=0.0)
+    for budget in sorted(b for a, b in today if a == "blocks" and b <= largest):
         mlps = [records for (a, b), records in today.items() if a == "mlp" and b <= budget]
         if not mlps:
             continue

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 from functools import cache
@@ -10,6 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
+
+from slmlib import explore, load_corpus
+from slmlib.experiments import RESULTS
+from slmlib.flops import forward_flops
+from slmlib.models import build, n_parameters
 
 SITE = Path(__file__).parent.parent / "_build" / "html"
 REQUIRED = os.environ.get("SLM_SITE") == "required"  # as `make test` sets it: what is missing fails, nothing is skipped
@@ -259,6 +266,97 @@ def test_light_and_dark_are_legible(page, name):
     assert all(modes["light"] > 0.7 and modes["dark"] < 0.1 for modes in behind.values()), behind
 
 
+EXPLORERS = {
+    "budget": "book/intro.html",
+    "counting": "book/02-counting.html",
+    "learning": "book/03-linear.html",
+    "attention": "book/05-attention.html",
+    "cost": "book/10-flops.html",
+    "lottery": "book/12-verdicts.html",
+    "models": "book/models.html",
+}
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_explorers_answer_to_keyboard_and_mouse(page, name, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    try:
+        page.goto((SITE / EXPLORERS[name]).as_uri())
+        explorer = page.locator(f".explore[data-explorer={name}]").first
+        frame, controls = explorer.locator(".frame"), explorer.locator("[data-axis]")
+        assert frame.inner_text().strip() and controls.count()
+        for i in range(controls.count()):
+            control, before = controls.nth(i), frame.inner_html()
+            kind = control.evaluate("(e) => e.type")
+            control.focus()
+            at = control.input_value() if kind != "submit" else None
+            if kind == "button":
+                page.keyboard.press("Enter")
+            else:
+                page.keyboard.press("ArrowLeft" if at not in (None, "0") and kind == "range" else "ArrowDown")
+            if kind == "select-one" and control.input_value() == at:  # a list of one
+                continue
+            assert frame.inner_html() != before, (name, i)
+        if explorer.locator("input[type=range]").count():
+            before, box = frame.inner_html(), explorer.locator("input[type=range]").first.bounding_box()
+            for share in (0.02, 0.98):
+                page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+            assert frame.inner_html() != before or explorer.locator("input[type=range]").first.input_value() != "0"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    finally:
+        page.set_viewport_size({"width": 390, "height": 800})
+
+
+def test_the_page_computes_flops_as_the_package_does(page):
+    page.goto((SITE / EXPLORERS["cost"]).as_uri())
+    draws = random.Random(0)
+    for _ in range(200):
+        T, C, L = draws.choice([8, 32, 128, 512]), 16 * draws.randint(1, 32), draws.randint(1, 8)
+        V, every, written = draws.choice([65, 10_000]), draws.random() < 0.5, draws.random() < 0.5
+        config = explore.costed(T, C, L)
+        got = page.evaluate("(a) => slmCost(...a)", [T, C, L, V, every, written])
+        ledger, scored = "written" if written else "needed", "every" if every else "last"
+        assert {k: v // 3 for k, v in got["parts"]} == forward_flops(config, V, ledger, scored)
+        with torch.device("meta"):
+            assert got["parameters"] == n_parameters(build(config, V)).total
+
+
+def test_the_page_computes_the_published_models_as_pytorch_does(page):
+    """Logits on 100 prompts of every length, and how fast it writes."""
+    page.goto((SITE / "book/models.html").as_uri())
+    page.locator(".explore[data-explorer=models] .load button").click()
+    page.wait_for_selector(".live textarea")
+    networks, counts, _ = explore._published(RESULTS / "weights")
+    text, draws = load_corpus("tiny_shakespeare").test, random.Random(0)
+    prompts = [text[at : at + draws.randint(1, 128)] for at in (draws.randrange(100_000) for _ in range(100))]
+    ask = "async (P) => (await slmLoad()).models.map((m) => P.map((p) => [...m.logits(p)]))"
+    for name, rows in zip([None, *networks], page.evaluate(ask, [p.tolist() for p in prompts]), strict=True):
+        for ids, row in zip(prompts, rows, strict=True):
+            if name is None:
+                expected = counts.next_token(ids).log()
+            else:
+                T = networks[name].config.context
+                window = ids[-T:] if name != "MLP" else torch.cat((torch.zeros(T, dtype=torch.int64), ids))[-T:]
+                expected = networks[name](window[None])[0].detach().double()
+            torch.testing.assert_close(torch.tensor(row, dtype=torch.float64), expected, rtol=0, atol=1e-2)
+    page.locator(".live button").click()
+    page.wait_for_function("/[1-9]/.test(document.querySelector('.live > p').textContent)")
+    page.wait_for_timeout(2_000)
+    assert int(page.locator(".live > p").inner_text().split()[0]) >= 20
+
+
+def test_an_explorer_says_something_without_scripts(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for name, where in EXPLORERS.items():
+        page.goto((SITE / where).as_uri())
+        explorer = page.locator(f".explore[data-explorer={name}]").first
+        assert len(explorer.locator(".frame").inner_text()) > 50, name
+        assert not explorer.locator(".controls").is_visible()
+    context.close()
+
+
 def test_the_reader_s_preference_decides_the_mode(browser):
     for scheme in ("light", "dark"):
         context = browser.new_context(color_scheme=scheme)
@@ -271,6 +369,25 @@ def test_the_reader_s_preference_decides_the_mode(browser):
 def test_search_finds_from_disk(page):
     page.goto((SITE / "search.html").as_uri() + "?q=vocabulary")
     page.wait_for_selector("#search-results li a")
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("RoPE", "07-rope"),
+        ("rotary", "07-rope"),
+        ("Kneser-Ney", "02-counting"),
+        ("transformer", "06-transformer"),
+        ("verdicts", "12-verdicts"),
+    ],
+)
+def test_search_puts_the_chapter_first(page, query, first):
+    page.goto((SITE / "search.html").as_uri() + f"?q={query}")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_function(
+        "/found|finished/i.test(document.querySelector('#search-results p.search-summary').textContent)"
+    )
+    assert first in page.locator("#search-results li a").first.get_attribute("href")
 
 
 def test_solutions_stay_hidden_until_asked_for(page):

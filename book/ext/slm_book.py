@@ -1,6 +1,6 @@
 """Sphinx extension: what _config.yml alone cannot say.
 
-Buttons follow repository.url, and MathJax is part of the site.
+Buttons follow repository.url; MathJax and the published models are part of the site.
 """
 
 import json
@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import copy2, copytree
 
+from slmlib import explore
+from slmlib.corpora import CorpusUnavailable
 from sphinx.errors import ExtensionError
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
@@ -60,8 +62,27 @@ def copy_mathjax(app, error):
             copy2(source / file, target / file)
 
 
+def leave_out_source_maps(app, error):
+    """Of the theme's scripts: megabytes that only its authors' debuggers read."""
+    if error is None and app.builder.format == "html":
+        for path in (Path(app.outdir) / "_static").rglob("*.map"):
+            path.unlink()
+
+
+def pack_models(app, error):
+    """The published models, for the page that computes them; none where the text that is counted cannot be had."""
+    if error is None and app.builder.format == "html":
+        try:
+            script = explore.packed()
+        except (CorpusUnavailable, FileNotFoundError):
+            return
+        (Path(app.outdir) / "_static/models-data.js").write_text(script, encoding="utf-8")
+
+
 def setup(app):
     app.connect("config-inited", choose_buttons, priority=100)  # before the theme reads its options
     app.connect("env-before-read-docs", refuse_unexecuted)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", leave_out_source_maps)
+    app.connect("build-finished", pack_models)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,621 @@
+"""Explorers: what a reader moves. Each is one output with two lives.
+
+On a page without a kernel it is HTML, whose frames ``assets/explore.js`` switches; in JupyterLab and Colab the same
+frames come from ipywidgets, live, and follow the reader's own prompt where there is one.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from itertools import product
+from math import log10
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Literal, NamedTuple
+
+import ipywidgets
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import paper, recipes, studies, tryout
+from .corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
+from .experiments import RESULTS, Experiment, Record, Store, trained
+from .flops import Ledger, Scored, as_text, forward_flops
+from .models import MLP, Config, MLPConfig, Transformer, TransformerConfig, build, evaluating, generate, n_parameters
+from .ngrams import KneserNey
+from .training import Run, TrainingConfig, epochs, evaluate
+from .verdicts import CLAIMS, Evidence, judge
+from .windows import Evaluation, random_stream
+
+
+class Control(NamedTuple):
+    """What is moved: a slider, a list, a slider that plays, a button that goes on; it stands at an option's number."""
+
+    label: str
+    options: Sequence[str]
+    start: int = 0
+    kind: Literal["slider", "list", "play", "draw"] = "slider"
+
+
+@dataclass
+class Explorer:
+    """Controls and the frame, as HTML, of where they stand; shown as the last line of a cell.
+
+    Args:
+        name: of ``data-explorer``.
+        caption: what there is to be seen, in words: it stands below.
+        controls: in the order of ``frame``'s arguments.
+        frame: the number of each control's option -> HTML. With ``own``, also what the reader typed.
+        own: the label of a text field that a kernel adds; None for none.
+        data: what the page's script draws from where frames for all options would be too many.
+        more: HTML below the frame that a script of its own knows.
+    """
+
+    name: str
+    caption: str
+    controls: Sequence[Control]
+    frame: Callable[..., str]
+    own: str | None = None
+    data: Any = None
+    more: str = ""
+    _html: ipywidgets.HTML = field(default_factory=ipywidgets.HTML, repr=False)
+
+    def page(self) -> str:
+        """The HTML for a page without a kernel: the first frame, and the others as inert templates."""
+        at = tuple(control.start for control in self.controls)
+        others = [] if self.data is not None else product(*(range(len(c.options)) for c in self.controls))
+        templates = "".join(
+            f'<template data-at="{",".join(map(str, where))}">{self.frame(*where)}</template>' for where in others
+        )
+        data = "" if self.data is None else _json(self.data)
+        return (
+            f'<div class="explore" data-explorer="{self.name}" role="group" aria-label="{escape(self.caption)}">'
+            f'<div class="controls" hidden>{"".join(map(_control, self.controls))}</div>'
+            f'<div class="frame mathjax_ignore" aria-live="polite">{self.frame(*at)}</div>{templates}{data}{self.more}'
+            f'<p class="caption">{escape(self.caption)}</p></div>'
+        )
+
+    def widget(self) -> ipywidgets.Widget:
+        """The same, live."""
+        moved = [_widget(control) for control in self.controls]
+        typed = [] if self.own is None else [ipywidgets.Text(description=self.own, continuous_update=False)]
+
+        def draw(*_: object):
+            own = [box.value or None for box in typed]
+            self._html.value = f'<div class="explore">{self.frame(*(w.value for w, _ in moved), *own)}</div>'
+
+        for box in [*(w for w, _ in moved), *typed]:
+            box.observe(draw, "value")
+        draw()
+        caption = ipywidgets.HTML(f"<p><em>{escape(self.caption)}</em></p>")
+        return ipywidgets.VBox([*(shown for _, shown in moved), *typed, self._html, caption])
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        live = {"version_major": 2, "version_minor": 0, "model_id": self.widget().model_id}
+        return {
+            "text/plain": self.caption,
+            "text/html": self.page(),
+            "application/vnd.jupyter.widget-view+json": live,
+        }
+
+
+def _control(control: Control) -> str:
+    label, last = escape(control.label), len(control.options) - 1
+    if control.kind == "list":
+        options = "".join(
+            f'<option value="{i}"{" selected" * (i == control.start)}>{escape(text)}</option>'
+            for i, text in enumerate(control.options)
+        )
+        return f"<label>{label} <select data-axis>{options}</select></label>"
+    if control.kind == "draw":
+        return f'<button type="button" data-axis value="{control.start}" data-last="{last}">{label}</button>'
+    play = '<button type="button" data-play>Play</button>' if control.kind == "play" else ""
+    named = escape(json.dumps(list(control.options), ensure_ascii=False))
+    return (
+        f'<label>{label} <input type="range" data-axis min="0" max="{last}" value="{control.start}" '
+        f'data-names="{named}"> <output>{escape(control.options[control.start])}</output></label>{play}'
+    )
+
+
+def _widget(control: Control) -> tuple[ipywidgets.Widget, ipywidgets.Widget]:
+    """What holds the value, and what is shown of it."""
+    options = [(text, i) for i, text in enumerate(control.options)]
+    look = {"style": {"description_width": "initial"}, "layout": {"width": "32em"}}
+    if control.kind == "list":
+        box = ipywidgets.Dropdown(description=control.label, options=options, value=control.start, **look)
+        return box, box
+    if control.kind == "draw":
+        button, count = ipywidgets.Button(description=control.label, layout={"width": "auto"}), ipywidgets.IntText()
+
+        def go_on(_: object):
+            count.value = (count.value + 1) % len(options)
+
+        button.on_click(go_on)
+        return count, button
+    slider = ipywidgets.SelectionSlider(description=control.label, options=options, value=control.start, **look)
+    if control.kind != "play":
+        return slider, slider
+    play = ipywidgets.Play(min=0, max=len(options) - 1, interval=700)
+    ipywidgets.jslink((play, "value"), (slider, "index"))
+    return slider, ipywidgets.HBox([play, slider])
+
+
+def _json(data: Any) -> str:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>'
+
+
+def _visible(text: str) -> str:
+    return escape(text.replace("\n", "↵").replace(" ", "␣"))
+
+
+def _bars(rows: Sequence[tuple[str, float, str]], longest: float | None = None) -> str:
+    """Name, length and text of each bar."""
+    longest = longest or max(length for _, length, _ in rows)
+    return (
+        '<table class="bars">'
+        + "".join(
+            f'<tr><th scope="row">{name}</th><td><span class="bar" style="width:{100 * length / longest:.1f}%"></span>'
+            f"</td><td>{text}</td></tr>"
+            for name, length, text in rows
+        )
+        + "</table>"
+    )
+
+
+def _chart(
+    lines: Mapping[str, Mapping[float, float]],
+    at: float,
+    xlabel: str,
+    level: tuple[str, float] | None = None,
+    logarithmic: bool = True,
+) -> str:
+    """Lines over x with a mark at one x, as SVG that is legible at 340 pixels."""
+    scale = log10 if logarithmic else float
+    xs = [scale(x) for line in lines.values() for x in line]
+    ys = [y for line in lines.values() for y in line.values()] + ([level[1]] if level else [])
+    left, right, bottom, top = min(xs), max(xs), min(ys) - 0.03, max(ys) + 0.03
+
+    def place(x: float, y: float) -> str:
+        return f"{42 + 250 * (scale(x) - left) / (right - left):.1f},{150 - 135 * (y - bottom) / (top - bottom):.1f}"
+
+    parts = []
+    for k, (name, line) in enumerate(lines.items()):
+        points = " ".join(place(x, y) for x, y in sorted(line.items()))
+        x, y = place(*max(line.items())).split(",")
+        parts.append(f'<polyline class="line{k}" points="{points}"/>')
+        parts.append(f'<text x="{float(x) + 4:.0f}" y="{float(y) + 4:.0f}">{escape(name)}</text>')
+    if level:
+        x, y = place(10**left if logarithmic else left, level[1]).split(",")
+        parts.append(
+            f'<path class="level" d="M{x},{y}H292"/><text x="{x}" y="{float(y) - 4:.1f}">{escape(level[0])}</text>'
+        )
+    x, _ = place(at, bottom).split(",")
+    parts.append(f'<path class="mark" d="M{x},12V150"/>')
+    for y in (bottom + 0.03, top - 0.03):
+        parts.append(f'<text x="4" y="{float(place(at, y).split(",")[1]) + 4:.0f}">{y:.2f}</text>')
+    parts.append(f'<text x="42" y="168">{escape(xlabel)}</text>')
+    return f'<svg viewBox="0 0 370 172" role="img" aria-label="{escape(xlabel)}">{"".join(parts)}</svg>'
+
+
+# The explorers
+
+
+def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
+    """What a budget buys: the model that validation chose, its loss beside counting's, its size, a sample."""
+    found = Store(RESULTS / "today").found() if found is None else found
+    runs, kept = recipes.runs(found), Store(RESULTS / "together", keeps_losses=True)
+    chosen = {}
+    for flops in recipes.BUDGETS:
+        if any(b == flops for _, b in runs):
+            within = {key: records for key, records in runs.items() if key[1] <= flops}
+            key = min(within, key=lambda key: recipes.validation(within[key]))
+            chosen[flops] = key[0], within[key]
+    lines = {
+        label: {b: fmean(r.test_nll_whole for r in records) for (a, b), records in runs.items() if a == architecture}
+        for architecture, label in (("mlp", "MLP"), ("blocks", "transformer"))
+    }
+    counting = _counting_loss()
+    level = ("counting", counting) if counting else None
+    budgets = list(chosen)
+
+    def frame(i: int, ledger: int) -> str:
+        architecture, records = chosen[budgets[i]]
+        record, loss = records[0], fmean(r.test_nll_whole for r in records)
+        seconds = median(r.seconds["training"] for r in records)
+        cost = recipes.with_optimiser(record) if ledger else record.flops["counted"]
+        kind = {"linear": "a linear model", "mlp": "an MLP", "one block": "one block", "blocks": "a transformer"}
+        bars = [("this model", loss, f"{loss:.2f}")]
+        if counting:
+            bars.append(("counting, order 7", counting, f"{counting:.2f}"))
+        bars.append(("the paper's transformer", _papers_best(), f"{_papers_best():.2f}"))
+        written = ""
+        if kept.get(record.experiment) is not None:
+            _, text = kept.losses(record.experiment)
+            written = f"<p>It writes, after some lines of the test text:</p><pre>{escape(text)}</pre>"
+        return (
+            f"<p>{as_text(cost)} FLOPs{', Muon’s products among them' if ledger else ''}; here "
+            f"{_clock(seconds)} on one core: train <strong>{kind[architecture]}</strong>, {_described(record)}, "
+            f"{record.parameters:,} parameters.</p>"
+            f"{_bars(bars)}<p>Nats a character of the whole test split: shorter is better.</p>"
+            f"{_chart(lines, budgets[i], 'FLOPs of training', level)}{written}"
+        )
+
+    return Explorer(
+        "budget",
+        "The model that validation chose for each budget of FLOPs on Tiny Shakespeare, trained as one trains today.",
+        [
+            Control("Budget, FLOPs", [as_text(b) for b in budgets], min(4, len(budgets) - 1)),
+            Control("What is counted", ["the model’s products", "Muon’s as well"], 0, "list"),
+        ],
+        frame,
+    )
+
+
+def _counting_loss() -> float | None:
+    """Kneser-Ney's order 7 on the records' look at the whole test split; None where the corpus cannot be had."""
+    try:
+        corpus = load_corpus("tiny_shakespeare")
+    except CorpusUnavailable:
+        return None
+    model = KneserNey(7, len(corpus.vocabulary)).fit(corpus.train)
+    return Evaluation(None, 8, recipes.FIRST_SCORED).mean(model.nll(corpus.test))
+
+
+def _papers_best() -> float:
+    records = paper.records(Store(RESULTS / "paper"))["Transformer"]
+    return fmean(r.test_nll_whole for r in records.values())
+
+
+def _described(record: Record) -> str:
+    m = record.experiment.model
+    if isinstance(m, MLPConfig):
+        return f"{m.context} characters, {m.hidden} hidden units"
+    if isinstance(m, TransformerConfig):
+        return f"{m.context} characters, {m.layers} block{'s' * (m.layers > 1)} of width {m.d_model}"
+    return f"{m.context} characters"
+
+
+def _clock(seconds: float) -> str:
+    return f"about {seconds:.0f} seconds" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
+
+
+def counting(corpus: Corpus | None = None) -> Explorer:
+    """What counts of each order expect after a prompt, and how much of the prompt they have seen before."""
+    corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
+    models = [KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in range(1, 8)]
+    ends = [400 + 37 * i for i in range(12)]
+    prompts = [corpus.vocabulary.decode(corpus.test[e - 24 : e]) for e in ends]
+    known = set(corpus.vocabulary.tokens)
+
+    def frame(order: int, prompt: int, own: str | None = None) -> str:
+        text = "".join(c for c in own if c in known) if own else prompts[prompt]
+        ids = corpus.vocabulary.encode(text)
+        p = models[order].next_token(ids)
+        seen = models[order].seen(torch.cat((ids, ids[:1])))[-1]  # of the histories of the token to come
+        matched = int((seen > 0).sum()) - 1
+        top = p.topk(8)
+        rows = [
+            (_visible(corpus.vocabulary.tokens[i]), v, f"{v:.0%}")
+            for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
+        before, marked = (_visible(part) for part in (text[: len(text) - matched], text[len(text) - matched :]))
+        return (
+            f"<p>After <code>{before}<mark>{marked}</mark></code>: of the {order} characters before it that this order "
+            f"may use, the training text has seen the marked {matched} together.</p>{_bars(rows, 1.0)}"
+        )
+
+    return Explorer(
+        "counting",
+        "The eight likeliest next characters by counts of each order. Longer histories are surer, until none was seen.",
+        [
+            Control("Order", [str(n) for n in range(1, 8)], 4),
+            Control("Prompt", [_visible(text) for text in prompts], 0, "list"),
+        ],
+        frame,
+        own="Your prompt",
+    )
+
+
+def attention(model: Transformer | None = None, corpus: Corpus | None = None, start: int = 1000) -> Explorer:
+    """Where each head of each block looks, from each position of a line of the test text.
+
+    Args:
+        model: a trained transformer; if None, the published one on the text that it knows, on another text one of
+            10¹⁰ FLOPs, trained here in seconds.
+        corpus: its text; Tiny Shakespeare if None.
+        start: where in the test split the window begins whose last 48 characters are shown.
+    """
+    corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
+    kept = RESULTS / "weights/transformer.safetensors"
+    if model is None and corpus.name == "tiny_shakespeare" and kept.exists():
+        model = tryout.load(kept)[0]
+    elif model is None:
+        model = trained(recipes.best_under(1e10, corpus, "blocks"), corpus, progress=False)[0]
+    n = min(48, model.config.context)
+    window = corpus.test[start : start + model.config.context]
+    text = corpus.vocabulary.decode(window)[-n:]
+    with evaluating(model):
+        weights = model.attention_maps(window[None])[:, 0, :, -n:, -n:]  # (L, H, n, n)
+    percent = (100 * weights).round().int()
+
+    def frame(block: int, head: int, at: int) -> str:
+        row = percent[block, head, at]
+        spans = "".join(
+            f'<span{" class=here" if i == at else ""} style="--w:{row[i].item() / 100:.2f}">{_visible(c)}</span>'
+            for i, c in enumerate(text)
+        )
+        most = int(row.argmax())
+        return (
+            f'<p class="looked">{spans}</p><p>It looks most at “{_visible(text[most])}”, {at - most} back, '
+            f"with {row[most].item()} % of its weight.</p>"
+        )
+
+    return Explorer(
+        "attention",
+        "Where one head looks from the outlined character: the stronger the tint, the more. Heads differ in how far.",
+        [
+            Control("Block", [str(i + 1) for i in range(model.config.layers)], 0, "list"),
+            Control("Head", [str(i + 1) for i in range(model.config.heads)], 0, "list"),
+            Control("Position", [f"{i + 1}: {_visible(c)}" for i, c in enumerate(text)], n - 1),
+        ],
+        frame,
+        data={"text": [_visible(c) for c in text], "percent": percent.tolist()},
+    )
+
+
+_SIZES = {
+    "Context": (8, 16, 32, 64, 128, 256, 512),
+    "Width": (16, 32, 64, 128, 256, 512),
+    "Blocks": (1, 2, 3, 4, 6, 8),
+    "Vocabulary": (65, 256, 10_000, 33_278),
+}
+
+
+def cost() -> Explorer:
+    """What a training window of a transformer costs, by component, in two ledgers; and its parameters."""
+
+    def frame(*at: int) -> str:
+        T, C, L, V = (sizes[i] for sizes, i in zip(_SIZES.values(), at, strict=False))
+        scored: Scored = ("last", "every")[at[4]]
+        ledger: Ledger = ("needed", "written")[at[5]]
+        config = costed(T, C, L)
+        parts = {name: 3 * flops for name, flops in forward_flops(config, V, ledger, scored).items()}
+        total = sum(parts.values())
+        with torch.device("meta"):
+            parameters = n_parameters(build(config, V)).total
+        rows = [(name, flops, f"{flops / total:.0%}") for name, flops in parts.items()]
+        return (
+            f"<p>{parameters:,} parameters; {total:,} FLOPs a window of training, "
+            f"{total // (T if scored == 'every' else 1):,} a prediction.</p>{_bars(rows)}"
+        )
+
+    return Explorer(
+        "cost",
+        "Where a transformer’s FLOPs go. Attention itself is dear only where the context is far longer than the width.",
+        [
+            *(
+                Control(name, [f"{size:,}" for size in sizes], start)
+                for (name, sizes), start in zip(_SIZES.items(), (4, 3, 2, 0), strict=True)
+            ),
+            Control("Scored", ["the last position", "every position"], 0, "list"),
+            Control("Ledger", ["needed", "as written"], 0, "list"),
+        ],
+        frame,
+        data={"sizes": list(_SIZES.values())},
+    )
+
+
+def costed(context: int, width: int, layers: int) -> TransformerConfig:
+    """The transformer that ``cost`` speaks of: pre-norm, rotary, four times as many hidden units as it is wide."""
+    return TransformerConfig(
+        context,
+        width,
+        heads=width // 16,
+        layers=layers,
+        ff_width=4 * width,
+        norm="pre",
+        norm_kind="rms",
+        positions="rope",
+    )
+
+
+def learning(
+    config: Config | None = None, training: TrainingConfig | None = None, corpus: Corpus | None = None, seed: int = 0
+) -> Explorer:
+    """What a model writes after so many steps: it is trained here, once, and looked at on the way.
+
+    Without a config and a training: the transformer for 10¹⁰ FLOPs; without a corpus, on Tiny Shakespeare.
+    """
+    corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
+    if config is None or training is None:
+        small = recipes.best_under(1e10, corpus, "blocks")
+        config, training = small.model, small.training
+    model = build(config, len(corpus.vocabulary), seed=seed)
+    steps = training.steps_per_epoch * training.epochs
+    looks = sorted({*(n for n in (0, 10, 30, 100, 300, 1_000, 3_000, 10_000) if n < steps), steps})
+    seen, losses, texts, done = training.validation, {}, [], 0
+
+    def look():
+        losses[float(done)] = evaluate(model, corpus.valid, seen)
+        prompt = corpus.test[: config.context + 100]
+        ids = generate(model, prompt, 240, 0.8, random_stream(seed, "text"))
+        texts.append(corpus.vocabulary.decode(ids[len(prompt) :]))
+
+    def each_step():
+        nonlocal done
+        done += 1
+        if done in looks:
+            look()
+            model.train()
+
+    look()
+    run = Run(model, training, seed)
+    model.train()
+    epochs(run, corpus, each_step, lambda: None)
+
+    def frame(i: int) -> str:
+        step, loss = list(losses.items())[i]
+        return (
+            f"<p>After {step:,.0f} steps of {training.batch} windows: {loss:.2f} nats a character in validation.</p>"
+            f"<pre>{escape(texts[i])}</pre>{_chart({'': losses}, step, 'training step', logarithmic=False)}"
+        )
+
+    return Explorer(
+        "learning",
+        "What the model writes as it learns: letters first, as often as they come, then words’ length, then words.",
+        [Control("Step", [f"{n:,}" for n in looks], len(looks) - 1, "play")],
+        frame,
+    )
+
+
+def lottery(evidence: Evidence | None = None) -> Explorer:
+    """One run of each, drawn at random: which side of a claim wins, and how often over all pairs of runs."""
+    evidence = Evidence.read() if evidence is None else evidence
+    asked = [(verdict, one) for verdict in judge(evidence) if verdict.reading == "paper" for one in verdict.contrasts]
+    draws = 24
+    order = {
+        k: torch.randperm(len(one.values[0]) * len(one.values[1]), generator=random_stream(k, "draws")).tolist()
+        for k, (_, one) in enumerate(asked)
+    }
+
+    def frame(k: int, draw: int) -> str:
+        verdict, one = asked[k]
+        a, b = one.values
+        i, j = divmod(order[k][draw % len(order[k])], len(b))
+        pairs = [x > y for x in a for y in b]
+        wins = "for the claim" if a[i] > b[j] else "against it"
+        return (
+            f"<p>{verdict.claim}, <em>{escape(CLAIMS[verdict.claim][0])}</em>: {escape(one.says)}, above zero if it is "
+            f"true. One run of each: {a[i]:.3f} − {b[j]:.3f} = <strong>{a[i] - b[j]:+.3f}</strong>, {wins}.</p>"
+            f"<p>Over all {len(pairs)} pairs of runs {sum(pairs)} speak for it; by all seeds together, "
+            f"<strong>{verdict.verdict}</strong>.</p>"
+        )
+
+    return Explorer(
+        "lottery",
+        "Single runs are one draw. Where their spread is as large as the gap, the next draw may say the opposite.",
+        [
+            Control("Claim", [f"{v.claim}: {one.says}" for v, one in asked], 0, "list"),
+            Control("Draw one run of each", [str(i) for i in range(draws)], 0, "draw"),
+        ],
+        frame,
+    )
+
+
+_PROMPT = "ROMEO:\n"
+
+
+def models(folder: Path = RESULTS / "weights") -> Explorer:
+    """The published models side by side: what each expects after a text, and how it goes on; typed by the reader.
+
+    On a page ``assets/models.js`` computes them, from ``packed``.
+
+    Raises:
+        FileNotFoundError: if the folder has not the weights.
+        CorpusUnavailable: if Tiny Shakespeare, which is counted, cannot be had.
+    """
+    networks, counts, vocabulary = _published(folder)
+    names = [f"counts of order {counts.order}", *networks]
+    temperatures = (0.5, 0.8, 1.0)
+
+    def expects(name: str, ids: Tensor) -> Tensor:
+        if name not in networks:
+            return counts.next_token(ids)
+        model = networks[name]
+        T = model.config.context
+        window = F.pad(ids, (max(0, T - len(ids)), 0))[-T:] if isinstance(model, MLP) else ids[-T:]
+        with torch.inference_mode():
+            return model(window[None])[0].double().softmax(0)
+
+    def frame(i: int, t: int, own: str | None = None) -> str:
+        text = "".join(c for c in own or _PROMPT if c in vocabulary.tokens) or _PROMPT
+        ids, stream = vocabulary.encode(text), random_stream(0, "text")
+        tables = []
+        for name in names:
+            top = expects(name, ids).topk(5)
+            rows = [
+                (_visible(vocabulary.tokens[k]), p, f"{p:.0%}")
+                for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ]
+            tables.append(f"<div><p>{name}</p>{_bars(rows, 1.0)}</div>")
+        if i:
+            model = networks[names[i]]
+            cache = isinstance(model, Transformer)
+            new = generate(model, ids, 200, temperatures[t], stream, cache=cache)[len(ids) :]
+        else:
+            new = ids
+            for _ in range(200):
+                p = counts.next_token(new[-counts.order :]) ** (1 / temperatures[t])
+                new = torch.cat((new, torch.multinomial(p, 1, generator=stream)))
+            new = new[len(ids) :]
+        return (
+            f'<p>After <code>{_visible(text[-40:])}</code> they expect:</p><div class="side">{"".join(tables)}</div>'
+            f"<p>{names[i]} goes on:</p><pre>{escape(text + vocabulary.decode(new))}</pre>"
+        )
+
+    return Explorer(
+        "models",
+        "Four models after the same text. Counts know phrases; a transformer keeps to its speaker and line.",
+        [
+            Control("Who goes on", names, len(names) - 1, "list"),
+            Control("Temperature", [f"{t:g}" for t in temperatures], 1),
+        ],
+        frame,
+        own="Your text",
+        more='<p class="load"><button type="button">Load the models (about 2 MB) and write yourself</button></p>',
+    )
+
+
+def _published(folder: Path) -> tuple[dict[str, nn.Module], KneserNey, Vocabulary]:
+    loaded = {name: tryout.load(folder / f"{name.replace(' ', '-')}.safetensors") for name in studies.PUBLISHED}
+    vocabulary = next(iter(loaded.values()))[1]
+    counts = KneserNey(5, len(vocabulary)).fit(load_corpus("tiny_shakespeare").train)
+    return {name: model for name, (model, _) in loaded.items()}, counts, vocabulary
+
+
+def packed(folder: Path = RESULTS / "weights") -> str:
+    """The published models as a script that sets ``window.slmModels``, for ``assets/models.js``.
+
+    It is base64 of gzip of: the length of a JSON header as 4 bytes, the header, the weights as float16, then the
+    5-grams of Tiny Shakespeare in order, each as the length that it shares with the one before, its other ids, and its
+    count in base 128, least first.
+
+    Raises:
+        FileNotFoundError, CorpusUnavailable: as ``models`` does.
+    """
+    networks, counts, vocabulary = _published(folder)
+    parts, at = [], 0
+
+    def add(data: bytes) -> list[int]:
+        nonlocal at
+        parts.append(data)
+        at += len(data)
+        return [at - len(data), len(data)]
+
+    listed = []
+    for name, model in networks.items():
+        tensors = {key: [add(w.half().numpy().tobytes())[0], w.numel()] for key, w in model.state_dict().items()}
+        kind = "mlp" if isinstance(model, MLP) else "transformer"
+        listed.append({"name": name, "kind": kind, "config": asdict(model.config), "tensors": tensors})
+    ids = load_corpus("tiny_shakespeare").train
+    grams, often = ids.unfold(0, counts.order, 1).unique(dim=0, return_counts=True)
+    data, before = bytearray(), [-1] * counts.order
+    for gram, count in zip(grams.tolist(), often.tolist(), strict=True):
+        same = next(k for k in range(counts.order) if gram[k] != before[k])
+        data += bytes([same, *gram[same:]])
+        while count > 127:
+            data.append(128 + count % 128)
+            count //= 128
+        data.append(count)
+        before = gram
+    first = {"name": f"counts of order {counts.order}", "kind": "counts", "config": {"order": counts.order}}
+    listed.insert(0, {**first, "counts": add(bytes(data))})
+    header = json.dumps({"vocabulary": vocabulary.tokens, "models": listed}).encode()
+    header += b" " * (-(len(header) + 4) % 4)
+    whole = gzip.compress(len(header).to_bytes(4, "little") + header + b"".join(parts), 9, mtime=0)
+    return f'window.slmModels = "{base64.b64encode(whole).decode()}";\n'
