@@ -243,10 +243,9 @@ def scoreboard(
         raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a {template}")
     try:
         evidence = verdicts.Evidence.read(results)
-        _, nll = chapters.counted(load_corpus("tiny_shakespeare"))
-        text = screen.fill(
-            template.read_text(encoding="utf-8"), evidence, Evaluation(None, first=chapters.CONTEXT).mean(nll)
-        )
+        corpus = load_corpus("tiny_shakespeare")
+        counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus)[1])
+        text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, screen.mixtures(corpus))
         if not readme:
             print(text, end="")
             return
@@ -256,7 +255,7 @@ def scoreboard(
         raise _refuse(error) from None
     figures.use_style()
     lines, points = screen.emblem(evidence)
-    figure = figures.emblem(lines, points, Evaluation(None, first=chapters.CONTEXT).mean(nll))
+    figure = figures.emblem(lines, points, counting)
     figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
     Path("book/assets/budget.html").write_text(
         explore.budget(Store(results / "today").found()).page(), encoding="utf-8"
@@ -278,7 +277,7 @@ def weights(
             model, _, record = trained(experiment, corpus)
             folder.mkdir(parents=True, exist_ok=True)
             tryout.keep(path, model.half(), experiment, corpus.vocabulary)
-            out.print(f"{path}  test NLL {record.test_nll:.4f}", highlight=False)
+            out.print(f"{path}  test NLL {record.test_nll:.4f}", highlight=False, soft_wrap=True)
 
 
 BENCH_MARKS = "<!-- benchmark: written by make bench -->\n", "<!-- end of benchmark -->"

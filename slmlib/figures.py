@@ -160,8 +160,8 @@ def emblem(
     label = min(points, key=lambda name: points[name][1])
     hollow["the paper's runs"] = hollow.pop(f"_{label}")
     levels = {"counting seven characters": counting}
-    figure = lines(best, "training FLOPs (matrix products that are needed)", scale="log", levels=levels, points=hollow)
-    figure.axes[0].set(ylim=(1.6, 2.75), ylabel=f"{NLL}, whole split")
+    figure = lines(best, "training FLOPs of the model", scale="log", levels=levels, points=hollow)
+    figure.axes[0].set(ylim=(1.55, 2.75), ylabel=f"{NLL}, whole split")
     return figure
 
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from . import frontier, paper
+from . import frontier, mixing, paper, recipes
+from .corpora import Corpus
+from .experiments import RESULTS, Store
 from .flops import as_text
 from .stats import corrected
 from .verdicts import CLAIMS, Evidence, Verdict, headline, judge, mlp_against_blocks
@@ -41,13 +43,26 @@ def _cell(verdict: Verdict) -> str:
     return f"{_SIGNS.get(verdict.verdict, '≈')} {number}"
 
 
-def numbers(evidence: Evidence, counting: float) -> dict[str, float]:
-    """``verdicts.headline``, held to what the first screen says of it in words.
+def mixtures(corpus: Corpus) -> dict[str, float]:
+    """What the first screen says of counting and networks together, on the whole test split: means over seeds."""
+    found = Store(RESULTS / "today").found()
+    kept = recipes.losses(found, Store(RESULTS / "together", keeps_losses=True))
+    training = recipes.runs(found)["mlp", 1e10][0].experiment.training
+    counting = mixing.counted(corpus, training, recipes.FIRST_SCORED)
+    tiny, large = (
+        fmean(mixing.together([of], counting)["whole"].mean().item() for of in kept[choice])
+        for choice in (("mlp", 1e10), ("blocks", 3e13))
+    )
+    return {"mixed_tiny": tiny, "mixed_large": large}
+
+
+def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dict[str, float]:
+    """``verdicts.headline`` and ``mixtures``, held to what the first screen says of them in words.
 
     Raises:
         AssertionError: where a sentence of the first screen is no longer so.
     """
-    found, judged = headline(evidence, counting), judge(evidence)
+    found, judged = headline(evidence, counting) | mixed, judge(evidence)
     words = {v.claim: v.verdict for v in judged if v.reading == "paper"}
     c2 = {v.flops: v.verdict for v in judged if v.flops}
     assert sorted(c for c, word in words.items() if word == "holds") == ["C1", "C4", "C5", "C7"], words
@@ -64,7 +79,9 @@ def numbers(evidence: Evidence, counting: float) -> dict[str, float]:
     signs = [e.sign for e in corrected([e for b, e in today.items() if b <= 1e13])]
     assert max(signs[:-1]) <= 0 < signs[-1], today
     assert found["early"] < paper.run("Transformer").test_nll - 0.03 and found["early_share"] < 1e-3
-    assert found["counting"] < found["today"] < found["today_mlp"] - 0.03
+    assert found["largest"] < found["counting"] < found["today"] < found["today_mlp"] - 0.03
+    assert found["mixed_large"] < found["mixed_tiny"] < found["largest"] - 0.01, found
+    assert 120 < found["early_all_times"] < 160, found
     assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
     return found
 
@@ -75,14 +92,14 @@ def every_position(evidence: Evidence) -> list[frontier.Comparison]:
     return [replace(c, estimate=e) for c, e in zip(made, corrected([c.estimate for c in made]), strict=True)]
 
 
-def fill(template: str, evidence: Evidence, counting: float) -> str:
+def fill(template: str, evidence: Evidence, counting: float, mixed: dict[str, float]) -> str:
     """The first screen's text with its numbers and its table."""
-    found = numbers(evidence, counting)
+    found = numbers(evidence, counting, mixed)
     return template.format(**found, table=table(judge(evidence)), short_budget_text=as_text(found["short_budget"]))
 
 
-def emblem(evidence: Evidence) -> tuple[dict, dict]:
-    """What the book's first figure shows, whole test split against needed FLOPs.
+def as_the_paper_trains(evidence: Evidence) -> tuple[dict, dict]:
+    """The frontier with the paper's training, whole test split against needed FLOPs.
 
     Returns:
         For each architecture, budget by budget, the losses of what validation chose; and the paper's character runs by
@@ -100,6 +117,21 @@ def emblem(evidence: Evidence) -> tuple[dict, dict]:
             records = evidence.paper[run.label].values()
             points[run.label] = fmean(r.flops["counted"] for r in records), fmean(r.test_nll_whole for r in records)
     return lines, points
+
+
+def emblem(evidence: Evidence) -> tuple[dict, dict]:
+    """What the book's first figure shows: the frontier with today's training, and the best of all with the paper's.
+
+    Returns:
+        Both as in ``as_the_paper_trains``.
+    """
+    names, lines = {"linear": "Linear", "mlp": "MLP", "blocks": "Transformer"}, {}
+    for (architecture, budget), records in evidence.today.items():
+        if architecture in names:
+            lines.setdefault(names[architecture], {})[budget] = [r.test_nll_whole for r in records]
+    budgets = frontier.budgets_of(evidence.cells, frontier.of("MLP"))
+    lines["paper's training"] = {b: frontier.best_within(evidence.cells.values(), b).losses for b in budgets}
+    return lines, as_the_paper_trains(evidence)[1]
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

@@ -442,8 +442,11 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "uncapped": capped - whole,
         "today": fmean(r.test_nll_whole for r in evidence.today["blocks", 1e13]),
         "today_mlp": fmean(r.test_nll_whole for r in evidence.today["mlp", 3e12]),
+        "largest": fmean(r.test_nll_whole for r in evidence.today["blocks", 3e13]),
         "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),
         "early_share": 3e10 / fmean(r.flops["counted"] for r in trained),
+        "early_all_times": fmean(r.flops["counted"] for r in trained)
+        / fmean(map(recipes.with_optimiser, evidence.today["mlp", 3e10])),
         "minutes": 1e13 * median(r.seconds["training"] / r.flops["counted"] for r in trained) / 60,
         "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
     }

@@ -8,7 +8,10 @@ import time
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from slmlib import __main__ as main
+from slmlib import load_corpus, tryout
 from slmlib.experiments import Experiment, Store
 from slmlib.models import MLPConfig
 from slmlib.training import TrainingConfig
@@ -180,3 +183,16 @@ def test_workers_end_with_the_command(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     time.sleep(3)  # several epochs
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+
+
+def test_weights_are_trained_once_and_can_be_loaded(tmp_path, monkeypatch):
+    corpus = load_corpus("python-docs")
+    training = TrainingConfig(epochs=1, windows_per_epoch=64, eval_windows=200, eval_stride=7, whole_stride=99)
+    made_up = {"one block": Experiment("python-docs", MLPConfig(4, 4, 8), training, 0)}
+    monkeypatch.setattr(main, "load_corpus", lambda name: corpus)
+    monkeypatch.setattr(main.studies, "published", lambda: made_up)
+    result = CliRunner().invoke(main.app, ["weights", "--folder", str(tmp_path / "w")])
+    assert result.exit_code == 0 and "one-block.safetensors" in result.output
+    model, vocabulary = tryout.load(tmp_path / "w/one-block.safetensors")
+    assert vocabulary == corpus.vocabulary and model.config == MLPConfig(4, 4, 8)
+    assert CliRunner().invoke(main.app, ["weights", "--folder", str(tmp_path / "w")]).output == ""

@@ -249,7 +249,7 @@ def test_the_table_has_a_row_a_claim_and_a_number_a_cell_at_most(judged):
 
 def test_readme_and_intro_show_what_the_records_say(evidence, counting):
     template = (ROOT / "book/assets/first-screen.md").read_text(encoding="utf-8")
-    said = screen.fill(template, evidence, counting)
+    said = screen.fill(template, evidence, counting, screen.mixtures(load_corpus("tiny_shakespeare")))
     for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
         text = (ROOT / page).read_text(encoding="utf-8")
         shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
@@ -257,9 +257,10 @@ def test_readme_and_intro_show_what_the_records_say(evidence, counting):
 
 
 def test_a_first_screen_that_would_not_be_true_is_refused(evidence):
-    screen.numbers(evidence, 1.69)
-    with pytest.raises(AssertionError):
-        screen.numbers(evidence, 9.9)
+    screen.numbers(evidence, 1.69, {"mixed_tiny": 1.61, "mixed_large": 1.55})
+    for counting, mixed in ((9.9, 1.61), (1.69, 1.7)):
+        with pytest.raises(AssertionError):
+            screen.numbers(evidence, counting, {"mixed_tiny": mixed, "mixed_large": 1.55})
 
 
 def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypatch, counting):
@@ -283,8 +284,12 @@ def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypa
 
 
 def test_what_the_emblem_shows_is_what_validation_chose(evidence):
-    lines, points = screen.emblem(evidence)
+    lines, points = screen.as_the_paper_trains(evidence)
     assert list(lines) == ["Linear", "MLP", "Self-attention", "Transformer", "Every position"] and len(points) == 18
+    shown, hollow = screen.emblem(evidence)
+    assert list(shown) == ["Linear", "MLP", "Transformer", "paper's training"] and hollow == points
+    assert shown["MLP"][1e12] == [r.test_nll_whole for r in evidence.today["mlp", 1e12]]
+    assert mean(shown["paper's training"][1e12]) == min(mean(line[1e12]) for line in lines.values())
     assert mean(lines["MLP"][1e13]) == pytest.approx(evidence.cells["MLP T=8", 1e13].loss)
     flops, loss = points["Learned positions"]
     assert 1e14 < flops < 1.2e14 and 1.9 < loss < 2.1
