@@ -31,6 +31,24 @@ from .training import Run, TrainingConfig, epochs, evaluate
 from .verdicts import CLAIMS, Evidence, judge
 from .windows import Evaluation, random_stream
 
+#: What a page has in its style sheet, for a widget.
+_STYLE = """<style>
+.explore .bar { background: #0069a8; display: block; height: 0.9em; min-width: 1px; }
+.explore .bars { width: 40em; max-width: 100%; }
+.explore .bars td:nth-child(2) { width: 65%; }
+.explore .bars th { font-weight: normal; text-align: left; }
+.explore .side { display: grid; grid-template-columns: repeat(auto-fill, minmax(13em, 1fr)); }
+.explore .looked { font-family: monospace; }
+.explore .looked span { background: rgb(0 105 168 / calc(var(--w) * 0.85)); }
+.explore .looked .here { outline: 2px solid; }
+.explore svg { max-width: 30em; }
+.explore svg text { fill: currentColor; font-size: 12px; }
+.explore polyline { fill: none; stroke: #c24e00; stroke-width: 2; }
+.explore polyline.line0 { stroke: #0069a8; }
+.explore svg path { stroke: currentColor; }
+.explore svg .level { stroke-dasharray: 2 4; }
+</style>"""
+
 
 class Control(NamedTuple):
     """What is moved: a slider, a list, a slider that plays, a button that goes on; it stands at an option's number."""
@@ -86,7 +104,7 @@ class Explorer:
 
         def draw(*_: object):
             own = [box.value or None for box in typed]
-            self._html.value = f'<div class="explore">{self.frame(*(w.value for w, _ in moved), *own)}</div>'
+            self._html.value = f'{_STYLE}<div class="explore">{self.frame(*(w.value for w, _ in moved), *own)}</div>'
 
         for box in [*(w for w, _ in moved), *typed]:
             box.observe(draw, "value")
