@@ -90,7 +90,7 @@ def test_no_file_names_a_machine_or_a_registry():
     found = {}
     for path in FILES:
         name = path.relative_to(ROOT).as_posix()
-        if path == Path(__file__) or path.suffix in {".png", ".woff2"}:
+        if path == Path(__file__) or path.suffix in {".png", ".woff2", ".safetensors"}:
             continue
         hits = {match.group() for match in forbidden.finditer(path.read_text(encoding="utf-8"))}
         if hits - allowed.get(name, set()):
@@ -106,7 +106,8 @@ def test_text_is_read_and_written_as_utf_8_whatever_the_locale():
 
 
 def test_files_are_small():
-    assert [path.name for path in FILES if path.stat().st_size > 1_000_000] == []
+    most = {"transformer.safetensors": 1_500_000}  # the largest of the published weights
+    assert [path.name for path in FILES if path.stat().st_size > most.get(path.name, 1_000_000)] == []
 
 
 def requirements(lines) -> dict[str, Requirement]:
