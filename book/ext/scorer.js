@@ -1,4 +1,4 @@
-// Chapters before the package's own names, in a search.
+// In a search: chapters before the package's own names, and first those whose title has a word that is asked for.
 var Scorer = {
   objNameMatch: 3,
   objPartialMatch: 2,
@@ -8,4 +8,8 @@ var Scorer = {
   partialTitle: 7,
   term: 5,
   partialTerm: 2,
+  score([, title, anchor, , score]) {
+    const words = new URLSearchParams(location.search).get("q").toLowerCase().split(/\s+/);
+    return score + (!anchor && words.some((word) => title.toLowerCase().includes(word)) ? 20 : 0);
+  },
 };
