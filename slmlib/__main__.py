@@ -272,7 +272,7 @@ def weights(
     except (CorpusUnavailable, CorpusDamaged) as error:
         raise _refuse(error) from None
     for name, experiment in studies.published().items():
-        path = folder / f"{name.replace(' ', '-')}.safetensors"
+        path = folder / studies.file_of(name)
         if not path.exists():
             model, _, record = trained(experiment, corpus)
             folder.mkdir(parents=True, exist_ok=True)

@@ -237,6 +237,9 @@ class Store:
     def path(self, experiment: Experiment) -> Path:
         return self.folder / f"{experiment.name}.json"
 
+    def _losses_path(self, experiment: Experiment) -> Path:
+        return self.path(experiment).with_suffix(".safetensors")
+
     def __contains__(self, experiment: Experiment) -> bool:
         return self.path(experiment).exists()
 
@@ -246,7 +249,7 @@ class Store:
         Raises:
             RecordDamaged: if the file there is not its record; names the file.
         """
-        if self.keeps_losses and not self.path(experiment).with_suffix(".safetensors").exists():
+        if self.keeps_losses and not self._losses_path(experiment).exists():
             return None
         try:
             return self._read(self.path(experiment))
@@ -291,7 +294,7 @@ class Store:
 
     def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor], sample: str) -> None:
         """Keep what ``token_losses`` gave, and a text."""
-        path = self.path(experiment).with_suffix(".safetensors")
+        path = self._losses_path(experiment)
         tensors = {name: nll.half().contiguous() for name, nll in losses.items()}
         data = safetensors.torch.save(tensors, {"sample": sample})
         write_whole(path, self.running(experiment, "losses.partial"), data)
@@ -302,7 +305,7 @@ class Store:
         Raises:
             RecordDamaged: if there are none, or the file is damaged; names it.
         """
-        path = self.path(experiment).with_suffix(".safetensors")
+        path = self._losses_path(experiment)
         try:
             with safetensors.safe_open(path, "pt") as file:
                 losses = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118 (no mapping)

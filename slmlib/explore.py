@@ -25,7 +25,7 @@ from . import paper, recipes, studies, tryout
 from .corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .flops import Ledger, Scored, as_text, forward_flops
-from .models import MLP, Config, MLPConfig, Transformer, TransformerConfig, build, evaluating, generate, n_parameters
+from .models import MLP, Config, MLPConfig, Transformer, TransformerConfig, build, generate, n_parameters
 from .ngrams import KneserNey
 from .training import Run, TrainingConfig, epochs, evaluate
 from .verdicts import CLAIMS, Evidence, judge
@@ -85,15 +85,17 @@ class Explorer:
     def page(self) -> str:
         """The HTML for a page without a kernel: the first frame, and the others as inert templates."""
         at = tuple(control.start for control in self.controls)
-        others = [] if self.data is not None else product(*(range(len(c.options)) for c in self.controls))
+        every = [] if self.data is not None else product(*(range(len(c.options)) for c in self.controls))
+        frames = {where: self.frame(*where) for where in every}
         templates = "".join(
-            f'<template data-at="{",".join(map(str, where))}">{self.frame(*where)}</template>' for where in others
+            f'<template data-at="{",".join(map(str, where))}">{html}</template>' for where, html in frames.items()
         )
+        first = frames[at] if frames else self.frame(*at)
         data = "" if self.data is None else _json(self.data)
         return (
             f'<div class="explore" data-explorer="{self.name}" role="group" aria-label="{escape(self.caption)}">'
             f'<div class="controls" hidden>{"".join(map(_control, self.controls))}</div>'
-            f'<div class="frame mathjax_ignore" aria-live="polite">{self.frame(*at)}</div>{templates}{data}{self.more}'
+            f'<div class="frame mathjax_ignore" aria-live="polite">{first}</div>{templates}{data}{self.more}'
             f'<p class="caption">{escape(self.caption)}</p></div>'
         )
 
@@ -185,6 +187,13 @@ def _bars(rows: Sequence[tuple[str, float, str]], longest: float | None = None) 
     )
 
 
+def _likeliest(p: Tensor, vocabulary: Vocabulary, n: int) -> str:
+    """Bars of the n tokens with the largest of the probabilities p, (V,)."""
+    top = p.topk(n)
+    rows = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    return _bars([(_visible(vocabulary.tokens[i]), v, f"{v:.0%}") for v, i in rows], 1.0)
+
+
 def _chart(
     lines: Mapping[str, Mapping[float, float]],
     at: float,
@@ -237,7 +246,7 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
         label: {b: fmean(r.test_nll_whole for r in records) for (a, b), records in runs.items() if a == architecture}
         for architecture, label in (("mlp", "MLP"), ("blocks", "transformer"))
     }
-    counting = _counting_loss()
+    counting, papers = _counting_loss(), _papers_best()
     level = ("counting", counting) if counting else None
     budgets = list(chosen)
 
@@ -250,7 +259,7 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
         bars = [("this model", loss, f"{loss:.2f}")]
         if counting:
             bars.append(("counting, order 7", counting, f"{counting:.2f}"))
-        bars.append(("the paper's transformer", _papers_best(), f"{_papers_best():.2f}"))
+        bars.append(("the paper's transformer", papers, f"{papers:.2f}"))
         written = ""
         if kept.get(record.experiment) is not None:
             _, text = kept.losses(record.experiment)
@@ -316,15 +325,11 @@ def counting(corpus: Corpus | None = None) -> Explorer:
         p = models[order].next_token(ids)
         seen = models[order].seen(torch.cat((ids, ids[:1])))[-1]  # of the histories of the token to come
         matched = int((seen > 0).sum()) - 1
-        top = p.topk(8)
-        rows = [
-            (_visible(corpus.vocabulary.tokens[i]), v, f"{v:.0%}")
-            for v, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        ]
         before, marked = (_visible(part) for part in (text[: len(text) - matched], text[len(text) - matched :]))
         return (
             f"<p>After <code>{before}<mark>{marked}</mark></code>: of the {order} characters before it that this order "
-            f"may use, the training text has seen the marked {matched} together.</p>{_bars(rows, 1.0)}"
+            f"may use, the training text has seen the marked {matched} together.</p>"
+            f"{_likeliest(p, corpus.vocabulary, 8)}"
         )
 
     return Explorer(
@@ -349,7 +354,7 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
         start: where in the test split the window begins whose last 48 characters are shown.
     """
     corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
-    kept = RESULTS / "weights/transformer.safetensors"
+    kept = RESULTS / "weights" / studies.file_of("transformer")
     if model is None and corpus.name == "tiny_shakespeare" and kept.exists():
         model = tryout.load(kept)[0]
     elif model is None:
@@ -357,8 +362,7 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
     n = min(48, model.config.context)
     window = corpus.test[start : start + model.config.context]
     text = corpus.vocabulary.decode(window)[-n:]
-    with evaluating(model):
-        weights = model.attention_maps(window[None])[:, 0, :, -n:, -n:]  # (L, H, n, n)
+    weights = model.attention_maps(window[None])[:, 0, :, -n:, -n:]  # (L, H, n, n)
     percent = (100 * weights).round().int()
 
     def frame(block: int, head: int, at: int) -> str:
@@ -553,24 +557,13 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
     def frame(i: int, t: int, own: str | None = None) -> str:
         text = "".join(c for c in own or _PROMPT if c in vocabulary.tokens) or _PROMPT
         ids, stream = vocabulary.encode(text), random_stream(0, "text")
-        tables = []
-        for name in names:
-            top = expects(name, ids).topk(5)
-            rows = [
-                (_visible(vocabulary.tokens[k]), p, f"{p:.0%}")
-                for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-            ]
-            tables.append(f"<div><p>{name}</p>{_bars(rows, 1.0)}</div>")
+        tables = [f"<div><p>{name}</p>{_likeliest(expects(name, ids), vocabulary, 5)}</div>" for name in names]
         if i:
             model = networks[names[i]]
             cache = isinstance(model, Transformer)
             new = generate(model, ids, 200, temperatures[t], stream, cache=cache)[len(ids) :]
         else:
-            new = ids
-            for _ in range(200):
-                p = counts.next_token(new[-counts.order :]) ** (1 / temperatures[t])
-                new = torch.cat((new, torch.multinomial(p, 1, generator=stream)))
-            new = new[len(ids) :]
+            new = counts.generate(ids, 200, stream, temperatures[t])[len(ids) :]
         return (
             f'<p>After <code>{_visible(text[-40:])}</code> they expect:</p><div class="side">{"".join(tables)}</div>'
             f"<p>{names[i]} goes on:</p><pre>{escape(text + vocabulary.decode(new))}</pre>"
@@ -590,7 +583,7 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
 
 
 def _published(folder: Path) -> tuple[dict[str, nn.Module], KneserNey, Vocabulary]:
-    loaded = {name: tryout.load(folder / f"{name.replace(' ', '-')}.safetensors") for name in studies.PUBLISHED}
+    loaded = {name: tryout.load(folder / studies.file_of(name)) for name in studies.PUBLISHED}
     vocabulary = next(iter(loaded.values()))[1]
     counts = KneserNey(5, len(vocabulary)).fit(load_corpus("tiny_shakespeare").train)
     return {name: model for name, (model, _) in loaded.items()}, counts, vocabulary

@@ -199,15 +199,22 @@ class KneserNey:
                 history = int(at[0]) if seen[0] else -1
         return torch.from_numpy(p)
 
-    def generate(self, prompt: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def generate(
+        self, prompt: Tensor, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> Tensor:
         """Continue 1-D ``prompt`` by n sampled tokens: the prompt and n more, int64.
 
+        Probabilities are raised to 1 / temperature.
+
         Raises:
-            ValueError: for an n that is no integer of at least 0, and as ``nll`` does.
+            ValueError: for an n that is no integer of at least 0, a temperature that is not positive, and as ``nll``
+                does.
         """
+        power = 1 / number("temperature", temperature, positive=True)
         n, ids = integer("n", n, 0), token_ids(prompt, self.vocab_size, "prompt")
         for _ in range(n):
-            chosen = torch.multinomial(self.next_token(ids), 1, generator=generator)
+            p = self.next_token(ids)
+            chosen = torch.multinomial((p / p.max()) ** power, 1, generator=generator)  # the largest stays 1
             ids = torch.cat((ids, chosen))
         return ids
 

@@ -143,8 +143,7 @@ def _rated(experiment: Experiment, rate: float, flops: float) -> Experiment:
 
 def today_s() -> Experiment:
     """The transformer that validation chose for ``GAIN`` FLOPs (``recipes``; a test holds the two together)."""
-    point = {"layers": 2, "width": 96, "context": 32, "tokens": 512, "rate": 1e-2, "muon_rate": 1e-2}
-    return recipes.experiment("blocks", {**point, "dropout": 0.0, "weight_decay": 0.1}, GAIN, 0)
+    return shaped(GAIN, 2, 96, 32, 0)
 
 
 def tried(chain: bool) -> dict[str, list[Experiment]]:
@@ -161,12 +160,14 @@ def tried(chain: bool) -> dict[str, list[Experiment]]:
 
 def gained(found: Found, chain: bool) -> dict[str, list[Experiment]]:
     """Of each change all seeds, at the learning rate that seed 0's validation chose; of those that are through."""
-    best = {}
-    for name, runs in tried(chain).items():
-        if all(run in found for run in runs):
-            chosen = min(runs, key=lambda run: min(found[run].valid))
-            best[name] = [replace(chosen, seed=seed) for seed in range(GAIN_SEEDS)]
-    return best
+    best = {name: _chosen(runs, found) for name, runs in tried(chain).items()}
+    return {name: [replace(run, seed=seed) for seed in range(GAIN_SEEDS)] for name, run in best.items() if run}
+
+
+def _chosen(runs: list[Experiment], found: Found) -> Experiment | None:
+    """Of some runs that which validation chooses; None while not all are through."""
+    through = all(run in found for run in runs)
+    return min(runs, key=lambda run: min(found[run].valid)) if through else None
 
 
 def gain(seeds: int, found: Found) -> list[Experiment]:
@@ -211,7 +212,7 @@ WORD_FLOPS = {"ptb": 177_548_544 * 639_480, "wikitext-2": 195_426_048 * 639_480}
 
 
 def _of_words(
-    corpus: str, cap: int | None, flops: float, layers: int, width: int, dropout: float, rate: float, muon: float = 1e-2
+    corpus: str, cap: int | None, flops: float, layers: int, width: int, dropout: float, rate: float
 ) -> Experiment:
     model = recipes.model("blocks", {"layers": layers, "width": width, "context": 64, "dropout": dropout})
     model = replace(model, tied=True, embed_init="small")
@@ -225,7 +226,7 @@ def _of_words(
     )
     training = TrainingConfig(
         epochs=epochs, windows_per_epoch=windows, batch=32, scored="every", learning_rate=rate,
-        optimiser="muon", muon_rate=muon, weight_decay=0.1, schedule="cosine", warmup=0.02, **seen,
+        optimiser="muon", muon_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup=0.02, **seen,
     )  # fmt: skip
     return Experiment(corpus, model, training, 0, cap)
 
@@ -259,8 +260,7 @@ def words_today(seeds: int, found: Found) -> list[Experiment]:
     wanted = []
     for runs in words_tried().values():
         wanted += runs
-        if all(run in found for run in runs):
-            chosen = min(runs, key=lambda run: min(found[run].valid))
+        if chosen := _chosen(runs, found):
             wanted += [replace(chosen, seed=seed) for seed in range(1, seeds)]
     return wanted
 
@@ -282,6 +282,11 @@ def together(seeds: int = SEEDS) -> list[Experiment]:
 
 #: The networks whose weights are published: the name, and for what architecture and budget validation chose it.
 PUBLISHED = {"MLP": ("mlp", 3e11), "one block": ("one block", 3e11), "transformer": ("blocks", 3e13)}
+
+
+def file_of(name: str) -> str:
+    """The name of the file that holds the weights of one of ``PUBLISHED``."""
+    return f"{name.replace(' ', '-')}.safetensors"
 
 
 def published() -> dict[str, Experiment]:

@@ -256,3 +256,14 @@ def test_how_often_a_history_was_seen_is_what_counting_by_hand_gives(order):
             h = tuple(test[i - n + 1 : i])
             expected = sum(gram[:-1] == h for gram in grams) if i >= n - 1 else 0
             assert seen[i, n - 1] == expected, (i, n)
+
+
+def test_a_low_temperature_goes_on_with_the_likeliest_token():
+    model = KneserNey(3, V).fit(ids(200))
+    prompt = ids(5, seed=1)
+    text = model.generate(prompt, 10, torch.Generator().manual_seed(0), temperature=1e-3)
+    for i in range(len(prompt), len(text)):
+        p = model.next_token(text[:i])
+        assert p[text[i]] == p.max()
+    with pytest.raises(ValueError, match="temperature must be a positive number"):
+        model.generate(prompt, 1, temperature=0)
