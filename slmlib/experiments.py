@@ -34,11 +34,9 @@ from .checks import Checked, UnknownChoice
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import (
+    KINDS,
     Config,
-    LinearConfig,
-    MLPConfig,
     Transformer,
-    TransformerConfig,
     build,
     changed,
     generate,
@@ -56,8 +54,6 @@ def _kept(name: str) -> Path:
 
 #: Where the published records are, a folder a suite; and the benchmark with what it measured.
 RESULTS, BENCHMARKS = _kept("results"), _kept("benchmarks")
-
-_KINDS: dict[str, type[Config]] = {"linear": LinearConfig, "mlp": MLPConfig, "transformer": TransformerConfig}
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,8 @@ class Experiment(Checked):
 
     @property
     def kind(self) -> str:
-        """``linear``, ``mlp`` or ``transformer``."""
-        return next(kind for kind, cls in _KINDS.items() if type(self.model) is cls)
+        """Its model's, of ``models.KINDS``."""
+        return next(kind for kind, (cls, _) in KINDS.items() if type(self.model) is cls)
 
     def spec(self, whole: bool = True) -> dict[str, Any]:
         """All that there is to say of it, as JSON would hold it; of model and training only what is no default."""
@@ -105,7 +101,7 @@ class Experiment(Checked):
         try:
             model, training = dict(spec["model"]), dict(spec["training"])
             named = model.pop("kind")
-            kind = _KINDS.get(named) if isinstance(named, str) else None
+            kind = KINDS[named][0] if isinstance(named, str) and named in KINDS else None
             parts = (spec, cls), (model, kind or Config), (training, TrainingConfig)
             unknown = [name for part, of in parts if kind for name in set(part) - {f.name for f in fields(of)}]
             if unknown or not kind:

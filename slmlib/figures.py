@@ -17,6 +17,7 @@ from .stats import Estimate, half_interval
 from .training import History
 
 INK, PALE = "#3d3d3d", "#767676"  # text, and what stands back: both at least 4.5 : 1 on the page
+WIDTH, SIZE = 4.9, 10  # in inches, and of text in points: 9 pixels high where a phone makes a figure 327 wide
 
 #: A colour and a marker a model, after Okabe and Ito's palette, dark enough to be read as text.
 MODELS = {
@@ -32,8 +33,9 @@ _SPARE += [("#8A6500", "D"), ("#A84F7F", "P"), (PALE, "X")]
 VERDICTS = {"holds": "#0069A8", "does not hold": "#C24E00"}
 
 STYLE = {
-    "figure.figsize": (5.8, 3.7), "figure.constrained_layout.use": True, "savefig.bbox": "tight",
-    "font.size": 11, "legend.fontsize": 10, "legend.frameon": False, "lines.linewidth": 1.8,
+    "figure.figsize": (WIDTH, 3.5), "figure.constrained_layout.use": True, "savefig.bbox": "tight",
+    "font.size": SIZE, "legend.fontsize": SIZE, "axes.titlesize": SIZE, "figure.labelsize": SIZE,
+    "legend.frameon": False, "lines.linewidth": 1.8,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.edgecolor": PALE, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": PALE, "grid.alpha": 0.25,
@@ -73,7 +75,7 @@ def _levels(ax: plt.Axes, levels: Mapping[str, float] | None) -> None:
     for name, nll in (levels or {}).items():
         ax.axhline(nll, color=PALE, lw=1, ls=(0, (1, 2)))
         ax.annotate(name, (0, nll), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    va="bottom", fontsize=9)  # fmt: skip
+                    va="bottom")  # fmt: skip
 
 
 def _label_ends(ax: plt.Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
@@ -82,7 +84,7 @@ def _label_ends(ax: plt.Axes, ends: Mapping[str, tuple[float, float, str]]) -> N
     below = -np.inf
     for name, (x, y, colour) in sorted(ends.items(), key=lambda item: item[1][1]):
         below = max(y, below + 0.055 * (high - low))
-        ax.annotate(name, (x, below), (7, 0), textcoords="offset points", va="center", color=colour, fontsize=10,
+        ax.annotate(name, (x, below), (7, 0), textcoords="offset points", va="center", color=colour,
                     annotation_clip=False)  # fmt: skip
 
 
@@ -138,11 +140,13 @@ def lines(
     for name, (x, y) in (points or {}).items():
         ax.plot(x, y, "o", ms=7, mec=PALE, mfc="none", mew=1.4)
         if not name.startswith("_"):
-            ax.annotate(name, (x, y), (6, 26), textcoords="offset points", ha="right", fontsize=9, color=PALE)
+            right = ax.transAxes.inverted().transform(ax.transData.transform((x, y)))[0] > 0.5
+            ax.annotate(name, (x, y), (-7 if right else 7, 0), textcoords="offset points", va="center",
+                        ha="right" if right else "left", color=PALE)  # fmt: skip
     if reported:
         ax.plot(*zip(*sorted(reported.items()), strict=True), "o", ms=9, mec=PALE, mfc="none", mew=1.6)
         x, y = max(reported.items())
-        ax.annotate("the paper", (x, y), (7, -9), textcoords="offset points", fontsize=9, color=PALE)
+        ax.annotate("the paper", (x, y), (7, -9), textcoords="offset points", color=PALE)
     _levels(ax, levels)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if ylim:
@@ -157,11 +161,12 @@ def emblem(
 ) -> Figure:
     """The book's first figure: what a budget buys, the paper's runs (``screen.emblem``), and what counting gives."""
     hollow = {f"_{label}": point for label, point in points.items()}
-    label = min(points, key=lambda name: points[name][1])
+    low, high = 1.55, 2.75
+    label = max(points, key=lambda name: (points[name][1] < high, points[name][1]))
     hollow["the paper's runs"] = hollow.pop(f"_{label}")
     levels = {"counting seven characters": counting}
     figure = lines(best, "training FLOPs of the model", scale="log", levels=levels, points=hollow)
-    figure.axes[0].set(ylim=(1.55, 2.75), ylabel=f"{NLL}, whole split")
+    figure.axes[0].set(ylim=(low, high), ylabel=f"{NLL}, whole split")
     return figure
 
 
@@ -206,7 +211,7 @@ def rows(
             then linear to ±0.1 and logarithmic beyond, for values that differ hundredfold.
         zero, band: draw a line at zero; shade so much on both sides of it.
     """
-    fig, ax = plt.subplots(figsize=(5.8, 0.3 * len(values) + 1))
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.3 * len(values) + 1))
     if zero:
         ax.axvline(0, color=PALE, lw=1)
     if band:
@@ -229,30 +234,32 @@ def rows(
         ax.minorticks_off()
         for word, colour in (*VERDICTS.items(), ("not significant", PALE)):
             ax.plot([], [], "o", color=colour, label=word)
+    else:
+        ax.locator_params(axis="x", nbins=6)
     if reported:
         ax.plot([], [], "D", mec=INK, mfc="none", mew=1.3, label="the paper's runs")
     if words is not None or reported:
-        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
-    ax.set_yticks(range(len(values)), list(values), fontsize=10)
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.set(xlabel=xlabel)
+    ax.set_xlabel(xlabel, loc="right")  # which may be wider than the axis
     return fig
 
 
 def stacked(bars: Mapping[str, Mapping[str, float]], xlabel: str, scale: float = 1.0) -> Figure:
     """A bar a row, cut into its components: ``{row: {component: amount}}``, amounts divided by ``scale``."""
-    fig, ax = plt.subplots(figsize=(5.8, 0.42 * len(bars) + 1.6))
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.42 * len(bars) + 1.6))
     components = list(dict.fromkeys(c for parts in bars.values() for c in parts))
     ends = np.zeros(len(bars))
     for component, (colour, _) in _looks(components).items():
         widths = np.array([parts.get(component, 0) / scale for parts in bars.values()])
         ax.barh(range(len(bars)), widths, left=ends, color=colour, label=component, height=0.7)
         ends += widths
-    ax.set_yticks(range(len(bars)), list(bars), fontsize=10)
+    ax.set_yticks(range(len(bars)), list(bars))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel=xlabel)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
 
@@ -264,14 +271,14 @@ def attention_rows(weights: Tensor, names: Sequence[str]) -> Figure:
         names: a label for each of the n windows; newlines and spaces are made visible.
     """
     heads, n, t = weights.shape
-    fig, axes = plt.subplots(1, heads, figsize=(1.25 * heads + 1, 0.2 * n + 1), squeeze=False)
+    fig, axes = plt.subplots(1, heads, figsize=(WIDTH, 0.2 * n + 1), squeeze=False)
     visible = [name.replace("\n", "↵").replace(" ", "·") for name in names]
     for h, ax in enumerate(axes[0]):
         ax.imshow(weights[h].numpy(), cmap="viridis", vmin=0, vmax=float(weights.max()), aspect="auto",
                   extent=(-t + 0.5, 0.5, n - 0.5, -0.5))  # fmt: skip
-        ax.set_title(f"head {h + 1}", fontsize=10)
-        ax.set_yticks(range(n), visible if h == 0 else [], fontsize=10, family="monospace")
+        ax.set_title(f"head {h + 1}")
+        ax.set_yticks(range(n), visible if h == 0 else [], family="monospace")
         ax.grid(False)
         ax.tick_params(length=0)
-    fig.supxlabel("position, counted back from the last", fontsize=10)
+    fig.supxlabel("position, counted back from the last")
     return fig

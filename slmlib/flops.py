@@ -40,7 +40,8 @@ def forward_flops(
     W_Kᵀ q and the value matrix cost 2C² each, the two products over the T inputs of each of H heads 2THC each. Rotary
     positions stand between W_K and the query, so there the keys remain: 2TC² and 2TC. Otherwise it equals ``needed``.
 
-    ``paper`` is the paper's figure: 2 · parameters · T, for every architecture alike.
+    ``paper`` is the paper's figure: 2 · parameters · T, for every architecture alike. Of an architecture that has no
+    closed form here, the other three are what PyTorch counts.
 
     Raises:
         ValueError: for an unknown ledger or way of scoring, or ``every`` for a model that scores the last position.
@@ -59,6 +60,9 @@ def forward_flops(
     if isinstance(config, MLPConfig):
         h = config.hidden
         return {"first layer": 2 * T * C * h, "second layer": 2 * h * h, "head": 2 * h * V}
+    if not isinstance(config, TransformerConfig):
+        window = torch.zeros(1, T, dtype=torch.int64)
+        return {"counted": count_flops(build(config, V, seed=0), window, window[:, 0], backward=False)}
     S = T if scored == "every" else 1
     full = [T] * config.layers  # the positions at which each layer works
     if ledger != "written":

@@ -23,29 +23,30 @@ EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
 
 
 @dataclass(frozen=True)
-class LinearConfig(Checked):
-    """One linear map from the embedded, concatenated window to the logits."""
+class Config(Checked):
+    """What every model has."""
 
     context: int = 128
     d_model: int = 128
 
 
 @dataclass(frozen=True)
-class MLPConfig(Checked):
+class LinearConfig(Config):
+    """One linear map from the embedded, concatenated window to the logits."""
+
+
+@dataclass(frozen=True)
+class MLPConfig(Config):
     """Two hidden ReLU layers of ``hidden`` units between the concatenated window and the logits."""
 
-    context: int = 128
-    d_model: int = 128
     hidden: int = 256
     dropout: float = 0.1  # after each hidden layer
 
 
 @dataclass(frozen=True)
-class TransformerConfig(Checked):
+class TransformerConfig(Config):
     """A stack of causal blocks. One layer with ``ff_width=512`` is the paper's "self-attention" model."""
 
-    context: int = 128
-    d_model: int = 128
     heads: int = 4
     layers: int = 3
     ff_width: int = 256  # 0 leaves the feed-forward sublayer out
@@ -76,9 +77,6 @@ class TransformerConfig(Checked):
     @property
     def head_width(self) -> int:
         return self.d_model // self.heads
-
-
-Config = LinearConfig | MLPConfig | TransformerConfig
 
 
 def changed(config: object) -> dict[str, Any]:
@@ -364,7 +362,12 @@ def evaluating(model: nn.Module):
             part.training = training
 
 
-_MODULES = {LinearConfig: Linear, MLPConfig: MLP, TransformerConfig: Transformer}
+#: Config and module by the name that records use. Whoever adds one may give ``flops.forward_flops`` its closed form.
+KINDS: dict[str, tuple[type[Config], type[nn.Module]]] = {
+    "linear": (LinearConfig, Linear),
+    "mlp": (MLPConfig, MLP),
+    "transformer": (TransformerConfig, Transformer),
+}
 _building = threading.Lock()
 
 
@@ -375,17 +378,19 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
     without, they come from the global generator, as for any ``nn.Module``.
 
     Raises:
-        TypeError: if ``config`` is not one of the three configs.
+        TypeError: if ``config`` is not of ``KINDS``.
         ValueError: if ``vocab_size`` is not a positive integer.
     """
-    if type(config) not in _MODULES:
-        raise TypeError(f"config must be a LinearConfig, MLPConfig or TransformerConfig, got {config!r}")
+    modules = dict(KINDS.values())
+    if type(config) not in modules:
+        known = ", ".join(cls.__name__ for cls in modules)
+        raise TypeError(f"config must be one of {known}, got {config!r}")
     vocab_size = integer("vocab_size", vocab_size)
     if seed is None:
-        return _MODULES[type(config)](config, vocab_size)
+        return modules[type(config)](config, vocab_size)
     with _building, torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the one global generator
         torch.default_generator.manual_seed(random_stream(seed, "initialisation").initial_seed())
-        return _MODULES[type(config)](config, vocab_size)
+        return modules[type(config)](config, vocab_size)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -542,7 +542,7 @@ def test_build_depends_on_its_seed_alone_and_without_one_on_the_global_generator
 @pytest.mark.parametrize(
     ("config", "vocab_size", "error", "named"),
     [
-        *((c, V, TypeError, "LinearConfig, MLPConfig or Tr") for c in (LinearConfig, {"context": 8}, None)),
+        *((c, V, TypeError, "LinearConfig, MLPConfig, Tr") for c in (LinearConfig, {"context": 8}, None)),
         *((SMALL, n, ValueError, f"vocab_size .*got {n!r}") for n in (0, -1, 65.0, True, "65", None)),
     ],
 )
