@@ -246,6 +246,29 @@ def rows(
     return fig
 
 
+def waterfall(losses: Mapping[str, Sequence[float]], effects: Mapping[str, Estimate], xlabel: str) -> Figure:
+    """A bar a change, from the loss before it to the loss after it; each seed a dot.
+
+    Args:
+        losses: by change, in their order, those of each seed; the first is where it begins.
+        effects: of each but the first how much it lowers the loss: blue if it does significantly, orange if it raises
+            it, else grey.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.3 * len(losses) + 1))
+    before = None
+    for row, (name, seeds) in enumerate(losses.items()):
+        after, sign = float(np.mean(seeds)), effects[name].sign if before is not None else 0
+        colour = {1: VERDICTS["holds"], 0: PALE, -1: VERDICTS["does not hold"]}[sign]
+        if before is not None:
+            ax.barh(row, after - before, left=before, color=colour, height=0.6, alpha=0.85)
+        ax.plot(seeds, [row] * len(seeds), ".", color=INK, ms=4)
+        before = after
+    ax.set_yticks(range(len(losses)), list(losses))
+    ax.set_ylim(len(losses) - 0.5, -0.5)
+    ax.set_xlabel(xlabel, loc="right")
+    return fig
+
+
 def stacked(bars: Mapping[str, Mapping[str, float]], xlabel: str, scale: float = 1.0) -> Figure:
     """A bar a row, cut into its components: ``{row: {component: amount}}``, amounts divided by ``scale``."""
     fig, ax = plt.subplots(figsize=(WIDTH, 0.42 * len(bars) + 1.6))

@@ -363,6 +363,22 @@ def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[
     return found
 
 
+def gains(found: Found, chain: bool) -> dict[str, Estimate]:
+    """How much each change of ``studies`` lowers the loss on the whole test split, in nats.
+
+    Of ``STEPS``, if ``chain``, against the one before; of ``VARIANTS`` against today's training. Welch's tests over
+    seeds; p values after Holm's correction over all of them.
+    """
+    losses = {
+        name: [found[run].test_nll_whole for run in runs if run in found]
+        for name, runs in studies.gained(found, chain).items()
+    }
+    names = list(losses)
+    before = names if chain else names[:1] * len(names)
+    estimates = [unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)]
+    return dict(zip(names[1:], corrected(estimates), strict=True))
+
+
 def doublings(evidence: Evidence) -> list[Measured]:
     """What each doubling of the context costs the paper's transformer, in the loss on the whole test split.
 

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from test_paper import made_up
 
 from slmlib import LinearConfig, TrainingConfig, Windows, chapters, corpora, figures, paper, stats, verdicts
@@ -154,6 +156,7 @@ def drawings():
     yield figures.emblem({"MLP": seeds, "Linear": seeds}, {"a": (1e11, 2.5), "b": (1e12, 2.4)}, 1.69)
     yield figures.rows({"complete": [2.0, 2.1, 2.2], "less": [2.5]}, "NLL", reported={"less": 2.4})
     yield figures.rows({"C3": one, "C1": one}, "nats", words={"C3": "open", "C1": "holds"}, zero=True, band=0.03)
+    yield figures.waterfall({"before": [2.0, 2.1], "after": [1.9, 2.0]}, {"after": one}, "NLL")
     yield figures.stacked({"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}, "FLOPs")
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
@@ -202,6 +205,31 @@ def test_an_estimate_is_drawn_where_it_is():
     np.testing.assert_allclose(ax.containers[0].lines[2][0].get_segments()[0][:, 0], [-0.01, 0.05])
     assert "the paper's runs" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
+
+
+def test_a_waterfall_goes_from_loss_to_loss_in_the_colour_of_what_it_did():
+    better, none = stats.Estimate(0.5, 0.4, 0.6, 0.001, 5, 0.1), stats.Estimate(-0.1, -0.3, 0.1, 0.4, 5, 0.1)
+    losses = {"first": [2.0, 2.2], "lower": [1.5, 1.7], "perhaps": [1.7, 1.7]}
+    figure = figures.waterfall(losses, {"lower": better, "perhaps": none}, "NLL")
+    down, up = figure.axes[0].patches
+    assert [down.get_x(), down.get_width()] == [pytest.approx(2.1), pytest.approx(-0.5)]
+    assert [up.get_x(), up.get_width()] == [pytest.approx(1.6), pytest.approx(0.1)]
+    assert [to_hex(bar.get_facecolor()) for bar in (down, up)] == [
+        figures.VERDICTS["holds"].lower(),
+        figures.PALE,
+    ]
+    plt.close(figure)
+
+
+def test_text_in_a_figure_is_legible_on_a_phone():
+    """Where its 481 pixels are shown as 327."""
+    with plt.rc_context(figures.STYLE):
+        for figure in drawings():
+            figure.canvas.draw()
+            sizes = [t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+            inches = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
+            assert min(sizes) * 96 / 72 * 327 / (96 * inches) >= 9, (min(sizes), inches)
+            plt.close(figure)
 
 
 def contrast(a, b):

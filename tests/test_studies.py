@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slmlib import paper, recipes, studies
+from slmlib import paper, recipes, stats, studies, verdicts
 from slmlib.experiments import RESULTS, Store
 from slmlib.models import build
 
@@ -83,4 +83,23 @@ def test_shapes_cost_what_their_budget_says():
     assert len(studies.shapes(1)) == sum(
         len([e for e in studies.shapes(1) if e.flops() == pytest.approx(budget, rel=2e-3)])
         for budget in studies.SHAPE_BUDGETS
+    )
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_a_change_is_worth_what_it_takes_off_the_loss_of_the_one_before_or_of_todays(chain):
+    levels = dict(zip(list(studies.tried(chain))[2 * chain :], (2.0, 1.9, 1.95), strict=False))
+    records = {}
+    for name, level in levels.items():
+        for rate, tried in enumerate(studies.tried(chain)[name]):
+            for seed in range(studies.GAIN_SEEDS):
+                loss = level + 0.01 * seed + rate
+                records[replace(tried, seed=seed)] = SimpleNamespace(valid=[loss], test_nll_whole=loss)
+    _, second, third = levels
+    found = verdicts.gains(records, chain)
+    assert list(found) == [second, third]
+    assert found[second].effect == pytest.approx(0.1) and found[second].sign == 1
+    assert found[third].effect == pytest.approx(-0.05 if chain else 0.05)
+    assert found[second].p == pytest.approx(
+        2 * stats.unpaired([2 + 0.01 * s for s in range(5)], [1.9 + 0.01 * s for s in range(5)]).p
     )
