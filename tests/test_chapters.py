@@ -1,6 +1,9 @@
-"""What the chapters share: how they start, the table, the paper's runs, the figures."""
+"""The chapters as text, and what they share: how they start, the table, the paper's runs, the figures."""
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +19,83 @@ from slmlib.corpora import CorpusDamaged, CorpusUnavailable
 from slmlib.experiments import Store
 from slmlib.ngrams import KneserNey
 from slmlib.training import History
+
+BOOK = Path(__file__).parents[1] / "book"
+NOTEBOOKS = sorted(path.name for path in BOOK.glob("*.ipynb"))
+PAGES = [*NOTEBOOKS, "intro.md", "d-glossary.md"]
+LINK = re.compile(r"\[([^\]]+)\]\((?!\))([\w-]+\.(?:ipynb|md)|)(?:#([\w-]+))?\)")
+MYST = re.compile(
+    r"\{+[a-z][a-z:]*\}+`\w"  # a role, in an f-string too
+    r"|^ *(?::::|```\{)"  # a directive
+    r"|^\([\w-]+\)=$|\$\$ *\([\w-]+\)"  # a label, of an equation too
+    r"|^\{[.#]",  # attributes
+    re.MULTILINE,
+)
+
+
+def cells(name):
+    for cell in json.loads((BOOK / name).read_text(encoding="utf-8"))["cells"]:
+        yield cell, "".join(cell["source"])
+
+
+def text(name):
+    """All that a page says; of a notebook its code as well, which says things too."""
+    if name.endswith(".md"):
+        return (BOOK / name).read_text(encoding="utf-8")
+    return "\n\n".join(source for _, source in cells(name))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_chapters_are_plain_markdown(name):
+    """Roles and directives are for Sphinx alone: JupyterLab and Colab show them raw, and solutions open."""
+    assert [found[0] for found in MYST.finditer(text(name))] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_the_site_hides_is_folded_in_jupyterlab(name):
+    for cell, _ in cells(name):
+        tags, folded = cell["metadata"].get("tags", []), {}
+        if {"remove-input", "hide-input", "remove-cell", "hide-cell"} & {*tags}:
+            folded["source_hidden"] = True
+        if {"remove-output", "hide-output", "remove-cell", "hide-cell"} & {*tags}:
+            folded["outputs_hidden"] = True
+        assert cell["metadata"].get("jupyter", {}) == folded, cell["id"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_say_where_they_lead(name):
+    """By the chapter's number, the equation's, or the title of the page."""
+    for says, page, _ in LINK.findall(text(name)):
+        if page == "bibliography.md":
+            continue
+        if chapter := re.fullmatch(r"[Cc]hapter (\d+)", says):
+            assert page.startswith(f"{int(chapter[1]):02}-") and page in NOTEBOOKS, says
+        elif equation := re.fullmatch(r"\((\w+\.\d+)\)", says):
+            assert rf"\tag{{{equation[1]}}}" in text(page or name), says
+        else:
+            assert re.search("^# (.*)", text(page), re.MULTILINE)[1] == says
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_equations_are_numbered_in_their_order(name):
+    page = name.split("-")[0].lstrip("0").upper()
+    tags = re.findall(r"\\tag\{(.*?)\}", text(name))
+    assert tags == [f"{page}.{i + 1}" for i in range(len(tags))]
+    for formula in re.findall(r"^\$\$\n(.*?)\n\$\$$", text(name), re.MULTILINE | re.DOTALL):
+        # Sphinx puts what has \\ into a `split`, where no number may stand: \cr does the same.
+        assert r"\tag" not in formula or r"\\" not in formula
+
+
+def test_the_bibliography_is_what_the_chapters_cite():
+    cited = set()
+    for name in PAGES:
+        for says, page, letter in LINK.findall(text(name)):
+            if page == "bibliography.md":
+                author, year = re.fullmatch(r"(.+?),? \(?(\d{4})\)?", says).groups()
+                assert letter == author[0].lower(), says
+                cited.add(f"{author} ({year})")
+    listed = re.findall(r"^\*\*(.*)\.\*\*", text("bibliography.md"), re.MULTILINE)
+    assert sorted(listed, key=str.lower) == listed and set(listed) == cited
 
 
 @pytest.fixture
