@@ -24,7 +24,6 @@ def build(folder: Path, url: str) -> dict[str, str]:
     )
     for name in ("assets", "ext"):
         shutil.copytree(ROOT / "book" / name, folder / "book" / name)
-    (folder / "book" / "references.bib").write_text("", encoding="utf-8")
     (folder / "book" / "intro.md").write_text("# Intro\n\n$x$\n", encoding="utf-8")
     code = {"cell_type": "code", "id": "b", "metadata": {}, "source": "1", "execution_count": 1}
     code["outputs"] = []

@@ -55,7 +55,7 @@ def lay(folder: Path) -> Path:
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     (folder / "requirements.txt").write_text("-e .\n", encoding="utf-8")
     (folder / "_toc.yml").write_text(TOC, encoding="utf-8")
-    for name, text in (("intro.md", INTRO), ("01-data.ipynb", CHAPTER), ("references.bib", ""), ("conftest.py", "")):
+    for name, text in (("intro.md", INTRO), ("01-data.ipynb", CHAPTER), ("conftest.py", "")):
         (folder / "book" / name).write_text(text, encoding="utf-8")
     return folder
 
