@@ -76,7 +76,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     dear, cheaper = ({c.flops: c.estimate for c in every_position(evidence)}[b] for b in (1e13, 3e12))
     assert dear.sign > 0 > cheaper.sign, (dear, cheaper)
     today = {b: m.estimate for b, m in mlp_against_blocks(evidence.today).items()}
-    assert [e.sign for e in corrected(list(today.values()))] == [-1, 0, 0, 0, 0, 0], today
+    assert [e.sign for e in corrected(list(today.values()))] == [-1, 0, 0, 0, 0, 0, 0], today
     assert found["early"] < paper.run("Transformer").test_nll - 0.03 and found["early_share"] < 1e-3
     took = [r.seconds["training"] / 60 for r in evidence.today["blocks", 1e13]]
     assert min(took) > 8 and max(took) < 32, took

@@ -159,11 +159,11 @@ def test_the_published_verdicts(judged):
 
 def test_c2_with_todays_training_is_not_settled_but_at_the_smallest_budget(judged):
     found = verdicts.mlp_against_blocks(verdicts.Evidence.read().today)
-    assert list(found) == [1e10, 3e10, 1e11, 3e11, 1e12, 3e12]
-    assert [e.sign for e in corrected([m.estimate for m in found.values()])] == [-1, 0, 0, 0, 0, 0]
+    assert list(found) == [1e10, 3e10, 1e11, 3e11, 1e12, 3e12, 1e13]
+    assert [e.sign for e in corrected([m.estimate for m in found.values()])] == [-1, 0, 0, 0, 0, 0, 0]
     assert round(found[1e10].estimate.effect, 3) == -0.061
     (at_best,) = verdict(judged, "C2", "optimised").contrasts
-    assert at_best.estimate.effect == found[3e12].estimate.effect
+    assert at_best.estimate.effect == found[1e13].estimate.effect
     assert verdict(judged, "C2", "optimised").verdict == "not significant"
 
 
