@@ -1,4 +1,5 @@
 ## make book       everything from nothing: set up .venv, run each chapter once, build _build/html
+## make pdf        the book, printed: _build/small-language-models.pdf, by a Chromium
 ## make test       lint, unit tests, the book, the chapters as a reader runs them, the site in a browser
 ## make lab        open JupyterLab on the chapters
 ## make ways-in    try set-up and build as they go wrong for people: copied, moved, half full, oddly named (minutes)
@@ -9,14 +10,14 @@
 ## LOCK= (newest allowed versions instead of requirements.lock), TORCH='torch==2.13.0' (what is asked of pip first).
 ## Environment: SLMLIB_BUDGET, SLMLIB_DATA, SLMLIB_SEED, CHROMIUM: see README.md.
 
-.PHONY: help setup book test lab ways-in bench clean distclean
+.PHONY: help setup book pdf test lab ways-in bench clean distclean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
 # Variables, of the command line too, reach the script by the environment, whatever characters are in them.
-setup book test lab ways-in bench clean distclean:
+setup book pdf test lab ways-in bench clean distclean:
 	@command -v "$${PYTHON:-python3}" > /dev/null || { \
 	  echo "make: there is no '$${PYTHON:-python3}' here. Name a Python 3.11 or newer: make $@ PYTHON=python3.12" >&2; exit 1; }
 	@"$${PYTHON:-python3}" .ci/make.py $@

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / ".run"
 SOURCE = RUN / "source"  # what Sphinx reads: the book as it ran, and nothing else
 SITE = ROOT / "_build" / "html"
+PDF = ROOT / "_build" / "small-language-models.pdf"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 MADE = re.compile(r"(^|/)(\.[^/]*|__pycache__|[^/]*\.egg-info)(/|$)")
@@ -231,6 +232,27 @@ def execute(stale, ran):
         sys.exit(1)
 
 
+def pdf():
+    """The site on paper; whole or not at all."""
+    book()
+    key = digest([".ci/paper.py"], read(RUN / "built"))
+    if read(RUN / "printed") != key or not PDF.is_file():
+        partial = PDF.with_suffix(".partial")
+        python(".ci/paper.py", SITE, partial, env=chromium())
+        os.replace(str(partial), str(PDF))
+        write(RUN / "printed", key.encode())
+    print(f"The book on paper is {PDF.relative_to(ROOT)}")
+
+
+def chromium():
+    """The setting that names a browser: CHROMIUM, or one on PATH; with neither, playwright's own, which is fetched."""
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    found = [name for name in names if name and shutil.which(name)]
+    if not found:
+        subprocess.run([str(PYTHON), "-m", "playwright", "install", "chromium"])
+    return {"CHROMIUM": shutil.which(found[0]) if found else ""}
+
+
 # The tests
 
 
@@ -248,10 +270,7 @@ def test():
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()
-        names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-        if not any(name and shutil.which(name) for name in names):
-            subprocess.run([str(PYTHON), "-m", "playwright", "install", "chromium"])
-        python("-m", "pytest", "tests/test_site.py", env={"SLM_SITE": "required"})
+        python("-m", "pytest", "tests/test_site.py", env=dict(chromium(), SLM_SITE="required"))
         write(RUN / "tested", key.encode())
     print("All tests have passed on what is here.")
 
@@ -316,7 +335,7 @@ def lab():
     setup()
 
 
-GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, test, ways_in, bench, lab, clean, distclean)}
+GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, pdf, test, ways_in, bench, lab, clean, distclean)}
 
 
 def main(goal):

@@ -149,6 +149,44 @@ def test_clean_takes_links_to_folders_elsewhere(script, tmp_path):
     assert not script.RUN.exists() and not script.RUN.is_symlink()
 
 
+@pytest.mark.parametrize("there", ["named", "chromium", ""])
+def test_a_browser_is_the_one_named_or_on_path_or_fetched(script, tmp_path, monkeypatch, there):
+    fetched = []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CHROMIUM", str(tmp_path / "named"))
+    monkeypatch.setattr(script.subprocess, "run", fetched.append)
+    if there:
+        for name in {there, "chromium"}:
+            (tmp_path / name).touch(mode=0o755)
+    assert script.chromium() == {"CHROMIUM": str(tmp_path / there) if there else ""}
+    assert [command[2:] for command in fetched] == ([] if there else [["playwright", "install", "chromium"]])
+
+
+def test_a_pdf_is_made_where_the_book_changed_and_kept_where_it_fails(script, monkeypatch):
+    printed = []
+
+    def python(name, site, partial, **options):
+        printed.append(name)
+        if read := script.read(script.RUN / "fails"):
+            raise SystemExit(read)
+        partial.write_text(f"print {len(printed)}", encoding="utf-8")
+
+    for name, stand_in in (("book", lambda: None), ("chromium", dict), ("python", python)):
+        monkeypatch.setattr(script, name, stand_in)
+    (script.ROOT / ".ci" / "paper.py").touch()
+    for folder in (script.RUN, script.PDF.parent):
+        folder.mkdir()
+    for built, shown in (("a", "print 1"), ("a", "print 1"), ("b", "print 2")):
+        (script.RUN / "built").write_text(built, encoding="utf-8")
+        script.pdf()
+        assert script.read(script.PDF) == shown
+    (script.RUN / "built").write_text("c", encoding="utf-8")
+    (script.RUN / "fails").write_text("no Chromium", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        script.pdf()
+    assert script.read(script.PDF) == "print 2" and len(printed) == 3
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_what_runs_alongside_is_shown_and_counts(script, monkeypatch, capfd, code):
     monkeypatch.setattr(script, "PYTHON", Path(sys.executable))
