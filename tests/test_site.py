@@ -1,5 +1,6 @@
 """The built book (_build/html) in headless Chromium, opened from disk with no network."""
 
+import importlib.util
 import json
 import os
 import random
@@ -407,3 +408,79 @@ def test_solutions_stay_hidden_until_asked_for(page):
             hidden.wait_for(state="visible")
             return
     pytest.skip("no chapter has a hidden solution")
+
+
+# What is as wide as a sheet of A4 between its margins, and what is cut there: a closed solution, too.
+SHEET = {"width": 680, "height": 990}
+CUT = """async () => {
+  if (window.MathJax?.startup) await MathJax.startup.promise;
+  const all = document.querySelectorAll("article :is(table, pre, img, svg, mjx-container, .dropdown.admonition)");
+  return [...all].filter((e) => !e.closest("mjx-container mjx-container, details:not([open])")
+    && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1
+      || (e.matches(".dropdown, pre") && e.scrollHeight > e.clientHeight + 2)))
+    .map((e) => `${e.tagName}: ${e.textContent.slice(0, 60)}`);
+}"""
+
+
+@pytest.fixture
+def sheet(browser):
+    context = browser.new_context(viewport=SHEET, color_scheme="dark")
+    sheet = context.new_page()
+    sheet.emulate_media(media="print")
+    yield sheet
+    context.close()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_paper_cuts_nothing(sheet, name):
+    sheet.goto((SITE / name).as_uri())
+    assert sheet.evaluate(CUT) == []
+
+
+def test_paper_is_light(sheet):
+    sheet.goto((SITE / CHAPTERS[0]).as_uri())
+    assert sheet.evaluate("() => document.documentElement.dataset.theme") == "dark"
+    for css in ("p", "td", "pre span", "pre", "h2"):
+        for element in sheet.query_selector_all(f"article {css}")[:20]:
+            red, green, blue = map(int, re.findall(r"\d+", element.evaluate("(e) => getComputedStyle(e).color"))[:3])
+            assert max(red, green, blue) < 150, css
+    filters = "(all) => all.map((i) => getComputedStyle(i).filter)"
+    assert set(sheet.eval_on_selector_all("article img", filters)) == {"none"}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    spec = importlib.util.spec_from_file_location("paper", SITE.parent.parent / ".ci" / "paper.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_book_on_paper_is_whole_and_its_links_lead_inside(sheet, paper):
+    paper.join(sheet, SITE)
+    found = sheet.evaluate("""() => {
+      const all = (css) => [...document.querySelectorAll(css)];
+      const inside = all(".contents a, article a").map((a) => a.getAttribute("href")).filter((h) => h?.startsWith("#"));
+      return {
+        articles: all("article").map((a) => a.id),
+        contents: all(".contents a").map((a) => a.hash.slice(1)),
+        dead: inside.filter((href) => !document.getElementById(decodeURIComponent(href.slice(1)))),
+        links: inside.length,
+        local: all("article a[href]").filter((a) => !/^(#|https?:|mailto:)/.test(a.getAttribute("href"))).length,
+        doubled: all("article [id]").map((e) => e.id).filter((id, i, ids) => ids.indexOf(id) !== i),
+        untypeset: all("article .math").filter((e) => !e.querySelector("mjx-container")).length,
+        titles: all("article h1").length,
+      };
+    }""")
+    assert sorted(found["articles"]) == sorted(name.removeprefix("book/") for name in TEXTS)
+    assert found["contents"] == found["articles"] and found["titles"] == len(TEXTS)
+    assert found["links"] > 100 and found["dead"] == found["doubled"] == []
+    assert found["local"] == found["untypeset"] == 0
+
+
+def test_contents_say_on_which_page_a_chapter_starts(sheet, paper):
+    sheet.set_content(
+        "<a href='#a.html'>a</a> <a href='#b-2.html'>b</a><style>h1 { break-before: page }</style>"
+        "<h1 id='a.html'>a</h1><h1>more</h1><h1 id='b-2.html'>b</h1>"
+    )
+    assert paper.numbers(sheet.pdf()) == {"a.html": 2, "b-2.html": 4}
