@@ -410,14 +410,14 @@ def test_solutions_stay_hidden_until_asked_for(page):
     pytest.skip("no chapter has a hidden solution")
 
 
-# What is as wide as a sheet of A4 between its margins, and what is cut there: a closed solution, too.
+# What is as wide as a sheet of A4 between its margins, and what is cut there.
 SHEET = {"width": 680, "height": 990}
 CUT = """async () => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
-  const all = document.querySelectorAll("article :is(table, pre, img, svg, mjx-container, .dropdown.admonition)");
-  return [...all].filter((e) => !e.closest("mjx-container mjx-container, details:not([open])")
+  const all = document.querySelectorAll("article :is(table, pre, img, svg, mjx-container)");
+  return [...all].filter((e) => !e.closest("mjx-container mjx-container, details.hide:not([open])")
     && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1
-      || (e.matches(".dropdown, pre") && e.scrollHeight > e.clientHeight + 2)))
+      || (e.matches("pre") && e.scrollHeight > e.clientHeight + 2)))
     .map((e) => `${e.tagName}: ${e.textContent.slice(0, 60)}`);
 }"""
 
