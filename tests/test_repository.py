@@ -156,3 +156,11 @@ def test_every_import_is_declared():
     needed -= {"matplotlib-inline", "myst-nb"}  # used where present: in a kernel, in the book's own environment
     assert needed <= declared
     assert declared - needed <= {"ipywidgets"}  # for tqdm's bar in a notebook
+
+
+def test_the_page_on_citing_says_what_citation_cff_says():
+    page = (ROOT / "book/f-extend.ipynb").read_text(encoding="utf-8")
+    known = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    cited = dict(re.findall(r"(\w+) += {([^{}]+)}", page))
+    assert [cited[field] for field in ("title", "version")] == [known[field] for field in ("title", "version")]
+    assert cited["year"] == str(known["date-released"].year)

@@ -484,3 +484,38 @@ def test_contents_say_on_which_page_a_chapter_starts(sheet, paper):
         "<h1 id='a.html'>a</h1><h1>more</h1><h1 id='b-2.html'>b</h1>"
     )
     assert paper.numbers(sheet.pdf()) == {"a.html": 2, "b-2.html": 4}
+
+
+def test_the_site_is_light(page):
+    """Without the models, which are fetched when they are asked for; a chapter with all that it loads."""
+    sizes = {path: path.stat().st_size for path in SITE.rglob("*") if path.is_file()}
+    assert sum(size for path, size in sizes.items() if path.name != "models-data.js") < 14e6
+    loaded = set()
+    page.on("request", lambda request: loaded.add(Path(unquote(urlsplit(request.url).path))))
+    for name in CHAPTERS:
+        loaded.clear()
+        page.goto((SITE / name).as_uri())
+        page.wait_for_function("window.MathJax?.startup?.promise")
+        assert sum(sizes.get(path, 0) for path in loaded) < 2.6e6, name
+
+
+def test_icons_are_drawn(page):
+    page.goto((SITE / CHAPTERS[0]).as_uri())
+    page.evaluate("() => document.fonts.ready")
+    icons = page.eval_on_selector_all(
+        "i[class*=fa-]", "(all) => all.map((i) => [getComputedStyle(i, '::before').content, i.className])"
+    )
+    assert icons and [name for content, name in icons if content in ("none", "normal")] == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_text_in_figures_is_legible_on_a_phone(page, name):
+    """Nine pixels high at least: in plots all text is ten points; a drawing says how large its own is."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto((SITE / name).as_uri())
+    drawn = page.eval_on_selector_all("article img", "(all) => all.map((i) => [i.src, i.naturalWidth, i.width])")
+    for source, natural, width in drawn:
+        svg = Path(unquote(urlsplit(source).path)).read_text(encoding="utf-8")
+        sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)"', svg)]
+        wide = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) if sizes else natural
+        assert min(sizes, default=10 * 96 / 72) * width / wide >= 9, source

@@ -1,10 +1,11 @@
 """Sphinx extension: what _config.yml alone cannot say.
 
-Buttons follow repository.url; MathJax and the published models are part of the site.
+Buttons follow repository.url; MathJax and the published models are part of the site; a page may say what it took.
 """
 
 import json
 import re
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copy2, copytree
@@ -12,6 +13,7 @@ from shutil import copy2, copytree
 from slmlib import explore
 from slmlib.corpora import CorpusUnavailable
 from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 
@@ -46,6 +48,27 @@ def refuse_unexecuted(app, env, docnames):
                     f"{path.name} has not been run, so its page would show no results. "
                     "Run `make book`, which does both; or see 'Without make' in README.md."
                 )
+
+
+class Took(SphinxDirective):
+    """A table: what each chapter ran on, as it printed first, and the seconds that its cells took."""
+
+    def run(self):
+        lines = ["| chapter | ran on | seconds |", "|---|---|---:|"]
+        for path in sorted(Path(self.env.srcdir, "book").glob("*.ipynb")):
+            cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+            said = ("".join(o.get("text", "")) for cell in cells for o in cell["outputs"])
+            clocks = [c["metadata"]["execution"] for c in cells if "execution" in c["metadata"]]
+            took = sum(
+                (
+                    datetime.fromisoformat(clock["shell.execute_reply"])
+                    - datetime.fromisoformat(clock["iopub.execute_input"])
+                ).total_seconds()
+                for clock in clocks
+                if "shell.execute_reply" in clock
+            )
+            lines.append(f"| `{path.stem}` | {next(filter(None, said), '–').splitlines()[0]} | {took:.0f} |")
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def copy_mathjax(app, error):
@@ -109,6 +132,7 @@ def pack_models(app, error):
 
 
 def setup(app):
+    app.add_directive("took", Took)
     app.connect("config-inited", choose_buttons, priority=100)  # before the theme reads its options
     app.connect("config-inited", find_scorer)
     app.connect("env-before-read-docs", refuse_unexecuted)
