@@ -282,7 +282,7 @@ def stacked(bars: Mapping[str, Mapping[str, float]], xlabel: str, scale: float =
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel=xlabel)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 

@@ -237,7 +237,7 @@ def drawings():
     yield figures.rows({"complete": [2.0, 2.1, 2.2], "less": [2.5]}, "NLL", reported={"less": 2.4})
     yield figures.rows({"C3": one, "C1": one}, "nats", words={"C3": "open", "C1": "holds"}, zero=True, band=0.03)
     yield figures.waterfall({"before": [2.0, 2.1], "after": [1.9, 2.0]}, {"after": one}, "NLL")
-    yield figures.stacked({"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}, "FLOPs")
+    yield figures.stacked({"a": {"queries, keys, values": 1.0, "output matrix": 2.0}, "b": {"attention": 3.0}}, "FLOPs")
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
 

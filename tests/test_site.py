@@ -495,7 +495,7 @@ def test_the_site_is_light(page):
     for name in CHAPTERS:
         loaded.clear()
         page.goto((SITE / name).as_uri())
-        page.wait_for_function("window.MathJax?.startup?.promise")
+        page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
         assert sum(sizes.get(path, 0) for path in loaded) < 2.6e6, name
 
 
@@ -519,3 +519,13 @@ def test_text_in_figures_is_legible_on_a_phone(page, name):
         sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)"', svg)]
         wide = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) if sizes else natural
         assert min(sizes, default=10 * 96 / 72) * width / wide >= 9, source
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_the_first_screen_shows_the_answer_and_the_figure(page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto((SITE / "book/intro.html").as_uri())
+    for css in ("article p > strong", "article img[src*=emblem]"):
+        box = page.locator(css).first.bounding_box()
+        assert box["y"] + box["height"] < height, css
+    page.set_viewport_size({"width": 390, "height": 844})
