@@ -276,7 +276,7 @@ def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypa
     assert result.exit_code == 0, result.output
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert text.startswith(f"before\n{MARKS[0]}**What") and text.endswith(f"\n{MARKS[1]}\nafter\n")
+        assert text.startswith(f"before\n{MARKS[0]}**On a small budget") and text.endswith(f"\n{MARKS[1]}\nafter\n")
         assert "stale" not in text and "{" not in text
     assert "<svg" in (tmp_path / "book/assets/emblem.svg").read_text(encoding="utf-8")
     pages[0].write_text("no marks", encoding="utf-8")
