@@ -82,6 +82,30 @@ CONTRAST = """(e) => {
 }"""
 
 
+# Every fold open.
+UNFOLD = """() => {
+  document.querySelectorAll("details").forEach((e) => { e.open = true; });
+  document.querySelectorAll(".toggle-hidden").forEach((e) => e.classList.remove("toggle-hidden"));
+}"""
+
+# Of elements that are alike, with all around them, one stays, and no formula, which has its text's colour: axe takes
+# a minute over the colours of a page where thousands are alike.
+THIN = """() => {
+  document.querySelectorAll("mjx-container").forEach((e) => e.remove());
+  const kinds = new Map(), seen = new Set(), kept = new Set();
+  for (const e of document.body.querySelectorAll("*")) {
+    const row = e.tagName === "TR" ? e.rowIndex % 2 : "", style = e.getAttribute("style") ?? "";
+    const kind = [kinds.get(e.parentElement) ?? "", e.tagName, e.className, style, row].join();
+    if (!seen.has(kind)) for (let a = e; a && !kept.has(a); a = a.parentElement) kept.add(a);
+    kinds.set(e, kind);
+    seen.add(kind);
+  }
+  for (const e of kinds.keys()) if (!kept.has(e)) e.remove();
+}"""
+
+COLOURS = ["color-contrast", "link-in-text-block"]  # axe's rules that depend on them
+
+
 def chromium(playwright) -> str | None:
     """The browser: CHROMIUM, then one on PATH, then playwright's own."""
     names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
@@ -265,6 +289,35 @@ def test_light_and_dark_are_legible(page, name):
         turned = {"light": "none", "dark": "invert(0.92) hue-rotate(180deg)"}[mode]
         assert all(box == ["rgba(0, 0, 0, 0)", turned] for box in boxes), f"{mode}: {boxes}"
     assert all(modes["light"] > 0.7 and modes["dark"] < 0.1 for modes in behind.values()), behind
+
+
+@pytest.mark.parametrize("name", [p for p in PAGES if p != "index.html"])  # which only leads to the first page
+def test_axe_finds_no_barrier(page, name):
+    """With every fold open, on a phone and on a laptop, light and dark."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    barriers, rest = {}, {rule: {"enabled": False} for rule in COLOURS}
+
+    def look(what: str, where: dict | str = "html", **options):
+        options["resultTypes"] = ["violations"]
+        found = page.evaluate("([where, options]) => axe.run(where, options)", [where, options])["violations"]
+        barriers.update({(what, rule["id"]): [node["html"] for node in rule["nodes"]] for rule in found})
+
+    page.goto((SITE / name).as_uri())
+    page.evaluate(Axe().axe_script)
+    page.evaluate(UNFOLD)
+    page.add_style_tag(content="* { transition: none !important; }")  # else colours are read on their way
+    if page.evaluate("async () => { await window.MathJax?.startup.promise; return 'MathJax' in window; }"):
+        page.wait_for_timeout(400)  # the theme makes stops for Tab of what scrolls, 300 ms after a change
+    look("390 px", rules=rest)
+    page.set_viewport_size({"width": 1280, "height": 844})
+    look("1280 px", {"exclude": ["article"]}, rules=rest)  # more scrolls on a phone, else articles are the same
+    page.evaluate(THIN)
+    for mode in ("light", "dark"):  # of what a phone shows, nothing is in other colours
+        page.evaluate("(mode) => { document.documentElement.dataset.theme = mode; }", mode)
+        look(mode, runOnly=COLOURS)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert barriers == {}
 
 
 EXPLORERS = {

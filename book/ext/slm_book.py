@@ -15,6 +15,15 @@ from slmlib.corpora import CorpusUnavailable
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
+#: What docutils and the theme write that a screen reader or a keyboard cannot use, and what pages have instead.
+MENDED = {
+    "<th></th>": "<td></td>",  # the corner of a table heads nothing
+    '<th class="head"><p></p></th>': "<td></td>",
+    # The theme makes such a box a stop for Tab where it scrolls: else a wide formula needs a mouse.
+    '<div class="math ': '<div class="pst-scrollable-table-container math ',
+    '"bd-sidebar-primary bd-sidebar">': '"bd-sidebar-primary bd-sidebar" role="region" aria-label="Contents">',
+}
+
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 
 
@@ -69,6 +78,16 @@ class Took(SphinxDirective):
             )
             lines.append(f"| `{path.stem}` | {next(filter(None, said), '–').splitlines()[0]} | {took:.0f} |")
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def mend_pages(app, error):
+    if error is None and app.builder.format == "html":
+        for path in Path(app.outdir).rglob("*.html"):
+            text = mended = path.read_text(encoding="utf-8")
+            for old, new in MENDED.items():
+                mended = mended.replace(old, new)
+            if mended != text:
+                path.write_text(mended, encoding="utf-8")
 
 
 def copy_mathjax(app, error):
@@ -136,6 +155,7 @@ def setup(app):
     app.connect("config-inited", choose_buttons, priority=100)  # before the theme reads its options
     app.connect("config-inited", find_scorer)
     app.connect("env-before-read-docs", refuse_unexecuted)
+    app.connect("build-finished", mend_pages)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", leave_out)
     app.connect("build-finished", pack_models)
