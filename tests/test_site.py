@@ -61,6 +61,7 @@ FACTS = """async () => {
       .map((e) => e.textContent),
     text: raw.join("\\n"),
     images: all("img").map((i) => [i.src, i.naturalWidth]),
+    undescribed: all("img").map((i) => i.alt).filter((alt) => /\\.\\w+$/.test(alt)),
     outputs: all(".cell_output").length,
     figures: all(".cell_output img, figure img").length,
     links: all("a[href]").map((a) => a.href),
@@ -206,6 +207,12 @@ def test_no_formula_in_a_line_has_a_scrollbar(facts, name):
 @pytest.mark.parametrize("name", PAGES)
 def test_pictures_load(facts, name):
     assert [source for source, width in facts(name)["images"] if width == 0] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_are_described(facts, name):
+    """Not by their file names, which a page has where a cell says nothing better."""
+    assert facts(name)["undescribed"] == []
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
