@@ -89,8 +89,8 @@ UNFOLD = """() => {
   document.querySelectorAll(".toggle-hidden").forEach((e) => e.classList.remove("toggle-hidden"));
 }"""
 
-# Of elements that are alike, with all around them, one stays, and no formula, which has its text's colour: axe takes
-# a minute over the colours of a page where thousands are alike.
+# Of elements that are alike, with all around them, one stays, and no formula, which has its text's colour: where
+# thousands are alike, axe takes long over their colours.
 THIN = """() => {
   document.querySelectorAll("mjx-container").forEach((e) => e.remove());
   const kinds = new Map(), seen = new Set(), kept = new Set();
