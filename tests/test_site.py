@@ -59,6 +59,9 @@ FACTS = """async () => {
     scrolling: all("mjx-container:not([display])").filter((e) => e.scrollWidth > e.clientWidth
       && e.clientWidth < e.closest("h1, h2, h3, h4, p, li, td, th, dd, figcaption, div").clientWidth - 2)
       .map((e) => e.textContent),
+    begun: all("div.math").filter((e) =>
+      e.querySelector("mjx-container").getBoundingClientRect().left < e.getBoundingClientRect().left - 1)
+      .map((e) => e.textContent),
     text: raw.join("\\n"),
     images: all("img").map((i) => [i.src, i.naturalWidth]),
     undescribed: all("img").map((i) => i.alt).filter((alt) => /\\.\\w+$/.test(alt)),
@@ -202,6 +205,11 @@ def has_math(name: str) -> bool:
 def test_no_formula_in_a_line_has_a_scrollbar(facts, name):
     """Unless it is as wide as its paragraph."""
     assert facts(name)["scrolling"] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_wide_formula_shows_its_beginning(facts, name):
+    assert facts(name)["begun"] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
