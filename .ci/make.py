@@ -270,7 +270,9 @@ def test():
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()
-        python("-m", "pytest", "tests/test_site.py", env=dict(chromium(), SLM_SITE="required"))
+        site, env = ("-m", "pytest", "tests/test_site.py", "-k"), dict(chromium(), SLM_SITE="required")
+        with alongside(*site, "axe", **env):  # which takes as long as all else
+            python(*site, "not axe", env=env)
         write(RUN / "tested", key.encode())
     print("All tests have passed on what is here.")
 
@@ -286,11 +288,12 @@ def bare():
 
 
 @contextmanager
-def alongside(*arguments):
+def alongside(*arguments, **more):
     """Run .venv's Python on something else while this goes on; what it said comes after."""
     RUN.mkdir(exist_ok=True)
+    env = dict(environment(), **more)
     with open(str(RUN / "alongside.log"), "w+", encoding="utf-8") as log:
-        process = subprocess.Popen([str(PYTHON), *arguments], env=environment(), cwd=str(ROOT), stdout=log, stderr=log)
+        process = subprocess.Popen([str(PYTHON), *arguments], env=env, cwd=str(ROOT), stdout=log, stderr=log)
         try:
             yield
             process.wait()
