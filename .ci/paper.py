@@ -62,7 +62,7 @@ STYLE = """
 
 def join(page, site):
     """Open the site as one page, ready to be printed."""
-    book = Path(site) / "book"
+    book = Path(site).resolve() / "book"
     page.goto((book / "intro.html").as_uri())
     links = page.eval_on_selector_all("nav.bd-links a", "(all) => all.map((a) => a.getAttribute('href'))")
     names = [link.replace("#", "intro.html") for link in links]
