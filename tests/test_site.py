@@ -283,8 +283,9 @@ def test_tables_need_no_scrolling_on_a_laptop(page, name):
     assert wider == []
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_light_and_dark_are_legible(page, name):
+@pytest.mark.parametrize("name", ["book/intro.html", *CHAPTERS[:1]])
+def test_figures_and_banners_are_legible_in_light_and_dark(page, name):
+    """All other text is axe's."""
     page.goto((SITE / name).as_uri())
     page.evaluate(
         "() => document.querySelector('article').insertAdjacentHTML('beforeend', '<div class=\"slm-banner\">b')"
