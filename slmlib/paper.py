@@ -82,6 +82,8 @@ _WORD_RUNS = [
 ]
 
 #: All 20 runs, in the paper's order.
+#:
+#: :meta hide-value:
 RUNS: tuple[PaperRun, ...] = (
     *(PaperRun(group, label, "tiny_shakespeare", *rest) for group, label, *rest in _SHAKESPEARE),
     *(PaperRun("words", name, key, TransformerConfig(context=64), _WORDS, *rest) for name, key, *rest in _WORD_RUNS),
