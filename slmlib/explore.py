@@ -265,9 +265,9 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
             _, text = kept.losses(record.experiment)
             written = f"<p>It writes, after some lines of the test text:</p><pre>{escape(text)}</pre>"
         return (
-            f"<p>{as_text(cost)} FLOPs{', Muon’s products among them' if ledger else ''}; here "
-            f"{_clock(seconds)} on one core: train <strong>{kind[architecture]}</strong>, {_described(record)}, "
-            f"{record.parameters:,} parameters.</p>"
+            f"<p>{as_text(cost)} FLOPs{', Muon’s products among them' if ledger else ''}, "
+            f"{_clock(seconds)} on one core of our machine: train <strong>{kind[architecture]}</strong>, "
+            f"{_described(record)}, {record.parameters:,} parameters.</p>"
             f"{_bars(bars)}<p>Nats a character of the whole test split: shorter is better.</p>"
             f"{_chart(lines, budgets[i], 'FLOPs of training', level)}{written}"
         )

@@ -565,7 +565,7 @@ def test_the_site_is_light(page):
         loaded.clear()
         page.goto((SITE / name).as_uri())
         page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
-        assert sum(sizes.get(path, 0) for path in loaded) < 2.6e6, name
+        assert sum(sizes.get(path, 0) for path in loaded) < 2.5e6, name
 
 
 def test_icons_are_drawn(page):

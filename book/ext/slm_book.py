@@ -126,7 +126,8 @@ def leave_out(app, error):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         icons.update(re.findall(r"\bfa-[\w-]+", text))
-        page.write_text(re.sub(r"<script[^>]*/fontawesome\.js[^>]*></script>", "", text), encoding="utf-8")
+        needless = "fontawesome" if 'data-explorer="models"' in text else "fontawesome|models"
+        page.write_text(re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text), encoding="utf-8")
     style = site / "_static/styles/pydata-sphinx-theme.css"
     rules = re.compile(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}')
     text = style.read_text(encoding="utf-8")
