@@ -54,7 +54,7 @@ def use_style() -> None:
     shell = get_ipython()
     if getattr(shell, "kernel", None) is not None:
         shell.run_line_magic("matplotlib", "inline")  # MPLBACKEND may say something else
-        set_matplotlib_formats("svg", "png")
+        set_matplotlib_formats("svg", "png", metadata={"Date": None})  # the same run, the same page
 
 
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:

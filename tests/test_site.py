@@ -568,6 +568,12 @@ def test_the_site_is_light(page):
         assert sum(sizes.get(path, 0) for path in loaded) < 2.5e6, name
 
 
+def test_figures_bear_no_date():
+    """So that a second build makes the same pages."""
+    drawn = sorted((SITE / "_images").glob("*.svg"))
+    assert drawn and [path.name for path in drawn if "<dc:date>" in path.read_text(encoding="utf-8")] == []
+
+
 def test_icons_are_drawn(page):
     page.goto((SITE / CHAPTERS[0]).as_uri())
     page.evaluate("() => document.fonts.ready")
