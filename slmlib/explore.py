@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from itertools import product
 from math import log10
@@ -250,12 +250,13 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     level = ("counting", counting) if counting else None
     budgets = list(chosen)
 
-    def frame(i: int, ledger: int) -> str:
-        architecture, records = chosen[budgets[i]]
+    def frame(i: int, ledger: int, own: str | None = None) -> str:
+        if own:
+            return _own_budget(own, found)
+        _, records = chosen[budgets[i]]
         record, loss = records[0], fmean(r.test_nll_whole for r in records)
         seconds = median(r.seconds["training"] for r in records)
         cost = recipes.with_optimiser(record) if ledger else record.flops["counted"]
-        kind = {"linear": "a linear model", "mlp": "an MLP", "one block": "one block", "blocks": "a transformer"}
         bars = [("this model", loss, f"{loss:.2f}")]
         if counting:
             bars.append(("counting, order 7", counting, f"{counting:.2f}"))
@@ -266,8 +267,8 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
             written = f"<p>It writes, after some lines of the test text:</p><pre>{escape(text)}</pre>"
         return (
             f"<p>{as_text(cost)} FLOPs{', Muon’s products among them' if ledger else ''}, "
-            f"{_clock(seconds)} on one core of our machine: train <strong>{kind[architecture]}</strong>, "
-            f"{_described(record)}, {record.parameters:,} parameters.</p>"
+            f"{_clock(seconds)} on one core of our machine: train {_described(record.experiment)}, "
+            f"{record.parameters:,} parameters.</p>"
             f"{_bars(bars)}<p>Nats a character of the whole test split: shorter is better.</p>"
             f"{_chart(lines, budgets[i], 'FLOPs of training', level)}{written}"
         )
@@ -280,6 +281,24 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
             Control("What is counted", ["the model’s products", "Muon’s as well"], 0, "list"),
         ],
         frame,
+        own="Your FLOPs",
+    )
+
+
+def _own_budget(typed: str, found: Mapping[Experiment, Record]) -> str:
+    """What to train for FLOPs that the reader typed, and how long that takes on this machine: 20 steps are tried."""
+    try:
+        flops, corpus = float(typed), load_corpus("tiny_shakespeare")
+        wanted = recipes.best_under(flops, corpus, found=found)
+    except (ValueError, CorpusUnavailable) as error:
+        return f"<p>{escape(str(error))}</p>"
+    few = {"epochs": 1, "windows_per_epoch": 20 * wanted.training.batch, "eval_windows": 100, "valid_from": None}
+    tried = replace(wanted, training=replace(wanted.training, **few, whole_stride=1000))
+    record = trained(tried, corpus, progress=False)[-1]
+    seconds = record.seconds["training"] * wanted.flops() / tried.flops()
+    return (
+        f"<p>{as_text(flops)} FLOPs, {_clock(seconds)} on one core of this machine, by 20 steps made just now: train "
+        f"{_described(wanted)}, {record.parameters:,} parameters.</p>"
     )
 
 
@@ -298,13 +317,14 @@ def _papers_best() -> float:
     return fmean(r.test_nll_whole for r in records.values())
 
 
-def _described(record: Record) -> str:
-    m = record.experiment.model
+def _described(experiment: Experiment) -> str:
+    m = experiment.model
     if isinstance(m, MLPConfig):
-        return f"{m.context} characters, {m.hidden} hidden units"
+        return f"<strong>an MLP</strong>, {m.context} characters, {m.hidden} hidden units"
     if isinstance(m, TransformerConfig):
-        return f"{m.context} characters, {m.layers} block{'s' * (m.layers > 1)} of width {m.d_model}"
-    return f"{m.context} characters"
+        blocks = f"{m.layers} block{'s' * (m.layers > 1)} of width {m.d_model}"
+        return f"<strong>a transformer</strong>, {m.context} characters, {blocks}"
+    return f"<strong>a linear model</strong>, {m.context} characters"
 
 
 def _clock(seconds: float) -> str:

@@ -145,6 +145,14 @@ def test_a_budget_names_what_validation_chose(monkeypatch):
     assert "Muon’s products among them" in explorer.frame(2, 1)
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"), [("2e10", "on one core of this machine"), ("much", "much"), ("1e20", "must")]
+)
+def test_a_budget_of_the_reader_s_own_is_tried_here(monkeypatch, corpus, typed, says):
+    monkeypatch.setattr(explore, "load_corpus", lambda name: corpus)
+    assert says in explore._own_budget(typed, Store(RESULTS / "today").found())
+
+
 @pytest.fixture(scope="module")
 def published(corpus, tmp_path_factory):
     """A folder of three small networks, untrained, as the published ones are kept."""
