@@ -80,59 +80,32 @@ class Took(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
-def mend_pages(app, error):
+def finish(app, error):
+    """What is done to a site once its pages are written."""
     if error is None and app.builder.format == "html":
-        for path in Path(app.outdir).rglob("*.html"):
-            text = mended = path.read_text(encoding="utf-8")
-            for old, new in MENDED.items():
-                mended = mended.replace(old, new)
-            if mended != text:
-                path.write_text(mended, encoding="utf-8")
+        for step in (copy_mathjax, leave_out, mend_pages, pack_models):
+            step(Path(app.outdir))
 
 
-def copy_mathjax(app, error):
+def copy_mathjax(site):
     """Of the package's 24 MB: the TeX to HTML bundle, its fonts, and what its menu and rarer TeX commands load."""
-    if error is None and app.builder.format == "html":
-        source = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static/mathjax"
-        target = Path(app.outdir) / "_static/mathjax"
-        for folder in (
-            "a11y",
-            "input/tex/extensions",
-            "output/chtml/fonts/woff-v2",
-        ):
-            copytree(source / folder, target / folder, dirs_exist_ok=True)
-        (target / "sre/mathmaps").mkdir(parents=True, exist_ok=True)
-        for file in (
-            "tex-chtml.js",
-            "sre/mathmaps/base.json",
-            "sre/mathmaps/en.json",
-        ):
-            copy2(source / file, target / file)
+    source = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static/mathjax"
+    target = site / "_static/mathjax"
+    for folder in ("a11y", "input/tex/extensions", "output/chtml/fonts/woff-v2"):
+        copytree(source / folder, target / folder, dirs_exist_ok=True)
+    (target / "sre/mathmaps").mkdir(parents=True, exist_ok=True)
+    for file in ("tex-chtml.js", "sre/mathmaps/base.json", "sre/mathmaps/en.json"):
+        copy2(source / file, target / file)
 
 
-def leave_out(app, error):
-    """What no page needs: source maps, the theme's translations, icons and fonts for old browsers; in downloads SVG.
+def leave_out(site):
+    """What no page needs: source maps, the theme's translations and fonts for old browsers; in downloads SVG.
 
-    The theme's script of 1,500 icons draws what its style sheet draws without it, and of those few are used. Of a
-    figure in a downloaded notebook JupyterLab shows the PNG alone.
+    Of a figure in a downloaded notebook JupyterLab shows the PNG alone.
     """
-    if error or app.builder.format != "html":
-        return
-    site = Path(app.outdir)
     unused = ("*.map", "fontawesome.js*", "*.ttf", "locales/**/*.*")
     for path in {path for pattern in unused for path in (site / "_static").rglob(pattern)}:
         path.unlink()
-    icons = set()
-    for page in site.rglob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        icons.update(re.findall(r"\bfa-[\w-]+", text))
-        needless = "fontawesome" if 'data-explorer="models"' in text else "fontawesome|models"
-        page.write_text(re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text), encoding="utf-8")
-    style = site / "_static/styles/pydata-sphinx-theme.css"
-    rules = re.compile(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}')
-    text = style.read_text(encoding="utf-8")
-    used = rules.sub(lambda rule: rule[0] if icons & set(re.findall(r"fa-[\w-]+", rule[0])) else "", text)
-    style.write_text(used, encoding="utf-8")
     for path in (site / "_sources").rglob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for output in (output for cell in notebook["cells"] for output in cell.get("outputs", ())):
@@ -141,14 +114,34 @@ def leave_out(app, error):
         path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def pack_models(app, error):
+def mend_pages(site):
+    """``MENDED``; and no script that a page does not need.
+
+    The theme's script of 1,500 icons draws what its style sheet draws without it, and of those few are used.
+    """
+    icons = set()
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        icons.update(re.findall(r"\bfa-[\w-]+", text))
+        needless = "fontawesome" if 'data-explorer="models"' in text else "fontawesome|models"
+        text = re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text)
+        for old, new in MENDED.items():
+            text = text.replace(old, new)
+        page.write_text(text, encoding="utf-8")
+    style = site / "_static/styles/pydata-sphinx-theme.css"
+    rules = re.compile(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}')
+    text = style.read_text(encoding="utf-8")
+    used = rules.sub(lambda rule: rule[0] if icons & set(re.findall(r"fa-[\w-]+", rule[0])) else "", text)
+    style.write_text(used, encoding="utf-8")
+
+
+def pack_models(site):
     """The published models, for the page that computes them; none where the text that is counted cannot be had."""
-    if error is None and app.builder.format == "html":
-        try:
-            script = explore.packed()
-        except (CorpusUnavailable, FileNotFoundError):
-            return
-        (Path(app.outdir) / "_static/models-data.js").write_text(script, encoding="utf-8")
+    try:
+        script = explore.packed()
+    except (CorpusUnavailable, FileNotFoundError):
+        return
+    (site / "_static/models-data.js").write_text(script, encoding="utf-8")
 
 
 def setup(app):
@@ -156,8 +149,5 @@ def setup(app):
     app.connect("config-inited", choose_buttons, priority=100)  # before the theme reads its options
     app.connect("config-inited", find_scorer)
     app.connect("env-before-read-docs", refuse_unexecuted)
-    app.connect("build-finished", mend_pages)
-    app.connect("build-finished", copy_mathjax)
-    app.connect("build-finished", leave_out)
-    app.connect("build-finished", pack_models)
+    app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
