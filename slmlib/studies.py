@@ -172,8 +172,10 @@ def _chosen(runs: list[Experiment], found: Found) -> Experiment | None:
 
 def gain(seeds: int, found: Found) -> list[Experiment]:
     """What buys the gain of today's training: each change at each of its rates, then other seeds of its best."""
-    wanted = [run for chain in (True, False) for runs in tried(chain).values() for run in runs]
-    return wanted + [run for chain in (True, False) for runs in gained(found, chain).values() for run in runs]
+    wanted = []
+    for chain in (True, False):
+        wanted += [run for of in (tried(chain), gained(found, chain)) for runs in of.values() for run in runs]
+    return wanted
 
 
 #: Budgets of the isoFLOP curves in FLOPs; the rule is fitted to the first two and tested on the last.
