@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil, exp, log
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from .training import TrainingConfig
 #: Records by experiment.
 Found = Mapping[Experiment, Record]
 #: A setting by name.
-Point = dict[str, float]
+Point = dict[str, Any]
 
 BUDGETS = (1e10, 3e10, 1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # FLOPs of training's matrix products
 SEEDS = 3
@@ -172,22 +173,44 @@ def search(architecture: str, budget: float, found: Found) -> tuple[Point | None
 
 
 def _descend(architecture: str, budget: float, point: Point, found: Found, asked: list[Experiment]) -> Point | None:
-    """Where coordinate descent from a point ends, None while that is not known; it adds to what is asked."""
     late = _LATE.get((architecture, budget))
-    settings = {n: v for n, v in LADDERS[architecture].items() if late in (None, n)}
-    for _ in range(2 if budget <= 1e12 else 1):
+    ladders = {name: ladder for name, ladder in LADDERS[architecture].items() if late in (None, name)}
+    rounds = 2 if budget <= 1e12 else 1
+    return descend(lambda p: experiment(architecture, p, budget, 0), ladders, point, found, asked, rounds, bool(late))
+
+
+def descend(
+    of: Callable[[Point], Experiment],
+    ladders: Mapping[str, tuple],
+    point: Point,
+    found: Found,
+    asked: list[Experiment],
+    rounds: int,
+    once: bool = False,
+) -> Point | None:
+    """Where coordinate descent on validation ends, None while that is not known; it adds to what is asked.
+
+    Args:
+        of: the experiment of a point.
+        ladders: by setting, in the order in which they move, the values that it may have.
+        point: where it begins.
+        found, asked: the records that there are; the runs that were asked for.
+        rounds: how often it goes through all settings at most.
+        once: each setting moves by one step at most.
+    """
+    for _ in range(rounds):
         before = point
-        for name, ladder in settings.items():
+        for name, ladder in ladders.items():
             while True:
                 at = ladder.index(point[name])
                 near = [point, *({**point, name: ladder[j]} for j in (at - 1, at + 1) if 0 <= j < len(ladder))]
-                runs = [experiment(architecture, p, budget, 0) for p in near]
+                runs = [of(p) for p in near]
                 asked += runs
                 if any(run not in found for run in runs):
                     return None
                 best = min(range(len(near)), key=lambda k: min(found[runs[k]].valid))
                 point = near[best]
-                if best == 0 or late:
+                if best == 0 or once:
                     break
         if point == before:
             break

@@ -213,58 +213,74 @@ def shapes(seeds: int = SEEDS) -> list[Experiment]:
 WORD_FLOPS = {"ptb": 177_548_544 * 639_480, "wikitext-2": 195_426_048 * 639_480}
 
 
-def _of_words(
-    corpus: str, cap: int | None, flops: float, layers: int, width: int, dropout: float, rate: float
-) -> Experiment:
-    model = recipes.model("blocks", {"layers": layers, "width": width, "context": 64, "dropout": dropout})
+class Words(NamedTuple):
+    """A text of words: its corpus, how much of it is read, and where the search of its settings begins."""
+
+    corpus: str
+    cap: int | None
+    vocabulary: int
+    start: recipes.Point
+
+
+#: By name; the first as the paper reads it, the others whole, sentences ended by ``<eos>``.
+WORDS = {
+    "Penn Treebank, 80,000 words": Words(
+        "ptb", paper.WORD_CAP, 9_999, {"flops": 3e12, "shape": (2, 96), "batch": 16, "dropout": 0.3, "rate": 2e-3}
+    ),
+    "Penn Treebank": Words(
+        "ptb-eos", None, 10_000, {"flops": 1e13, "shape": (2, 128), "batch": 16, "dropout": 0.1, "rate": 2e-3}
+    ),
+    "WikiText-2": Words(
+        "wikitext-2-eos", None, 33_278, {"flops": 1e13, "shape": (2, 96), "batch": 16, "dropout": 0.1, "rate": 2e-3}
+    ),
+}
+_WORD_LADDERS = {
+    "rate": (1e-3, 2e-3, 4e-3, 8e-3),
+    "dropout": (0.0, 0.1, 0.3, 0.5),
+    "shape": ((1, 48), (1, 64), (1, 96), (2, 96), (2, 128), (3, 160), (4, 192)),  # blocks and their width
+    "batch": (8, 16, 32),
+    "flops": (3e11, 1e12, 3e12, 1e13, 3e13),
+}
+
+
+def of_words(name: str, point: recipes.Point, seed: int) -> Experiment:
+    """One of ``WORDS`` by today's transformer: tied head, Muon, windows of 64 words, the settings of a point.
+
+    Seed 0, by which settings are chosen, looks at every 16th word of validation and test; the others at every fourth
+    and at all.
+    """
+    text, (layers, width) = WORDS[name], point["shape"]
+    model = recipes.model("blocks", {"layers": layers, "width": width, "context": 64, "dropout": point["dropout"]})
     model = replace(model, tied=True, embed_init="small")
-    vocab_size = {"ptb": 9_999, "ptb-eos": 10_000, "wikitext-2-eos": 33_278}[corpus]
-    epochs = 6
-    windows = round(flops / epochs / flops_per_window(model, vocab_size, scored="every"))
-    seen = (
-        {"eval_windows": paper.run("Penn Treebank").training.eval_windows, "whole_stride": 4}
-        if cap
-        else {"eval_windows": None, "eval_stride": 1, "valid_stride": 8}
-    )
+    epochs = 4
+    windows = round(point["flops"] / epochs / flops_per_window(model, text.vocabulary, scored="every"))
+    test, valid = (16, 16) if seed == 0 else (1, 4)
     training = TrainingConfig(
-        epochs=epochs, windows_per_epoch=windows, batch=32, scored="every", learning_rate=rate,
-        optimiser="muon", muon_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup=0.02, **seen,
+        epochs=epochs, windows_per_epoch=windows, batch=point["batch"], scored="every", learning_rate=point["rate"],
+        optimiser="muon", muon_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup=0.02,
+        eval_windows=paper.run("Penn Treebank").training.eval_windows if text.cap else None,
+        eval_stride=test, valid_stride=valid, whole_stride=test,
     )  # fmt: skip
-    return Experiment(corpus, model, training, 0, cap)
+    return Experiment(text.corpus, model, training, seed, text.cap)
 
 
-def words_tried() -> dict[str, list[Experiment]]:
-    """The word-level runs among which validation chooses, seed 0: what each text, within what cap, is given."""
-    ptb, wiki = WORD_FLOPS["ptb"], WORD_FLOPS["wikitext-2"]
-    return {
-        "Penn Treebank, 80,000 words": [
-            _of_words("ptb", paper.WORD_CAP, flops, *shape, dropout, 3e-3)
-            for flops in (1e12, 3e12, 1e13)
-            for shape in ((1, 64), (2, 128), (2, 192))
-            for dropout in (0.3, 0.5)
-        ],
-        "Penn Treebank": [
-            _of_words("ptb-eos", None, ptb, *shape, dropout, rate)
-            for shape in ((2, 128), (4, 192), (4, 256))
-            for dropout in (0.1, 0.3)
-            for rate in (2e-3, 6e-3)
-        ],
-        "WikiText-2": [
-            _of_words("wikitext-2-eos", None, wiki, *shape, 0.1, rate)
-            for shape in ((2, 96), (2, 128), (4, 128), (4, 192))
-            for rate in (2e-3, 6e-3)
-        ],
-    }
+def words_search(name: str, found: Found) -> tuple[recipes.Point | None, list[Experiment]]:
+    """The settings that validation chooses for one of ``WORDS``, None while not known, and the runs asked for."""
+    asked: list[Experiment] = []
+    start = WORDS[name].start
+    return recipes.descend(lambda p: of_words(name, p, 0), _WORD_LADDERS, start, found, asked, rounds=2), asked
 
 
 def words_today(seeds: int, found: Found) -> list[Experiment]:
-    """Today's training on words: seed 0 of all that is tried, then other seeds of what validation chose."""
-    wanted = []
-    for runs in words_tried().values():
-        wanted += runs
-        if chosen := _chosen(runs, found):
-            wanted += [replace(chosen, seed=seed) for seed in range(1, seeds)]
-    return wanted
+    """Today's training on words: the runs by which the settings are chosen."""
+    return [run for name in WORDS for run in words_search(name, found)[1]]
+
+
+def words_together(seeds: int) -> list[Experiment]:
+    """What validation chose, by the published records of ``words-today``, with seeds that did not choose."""
+    found = Store(RESULTS / "words-today").found()
+    points = {name: words_search(name, found)[0] for name in WORDS}
+    return [of_words(name, point, seed) for name, point in points.items() if point for seed in range(1, seeds + 1)]
 
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
@@ -309,6 +325,7 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "shapes": lambda seeds, found: shapes(seeds),
     "words-today": words_today,
     "together": lambda seeds, found: together(seeds),
+    "words-together": lambda seeds, found: words_together(seeds),
 }
 #: The suites whose records have the runs' token losses beside them.
-KEEP_LOSSES = ("together",)
+KEEP_LOSSES = ("together", "words-together")

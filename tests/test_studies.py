@@ -16,7 +16,9 @@ def test_every_record_is_one_that_its_study_asks_for(suite):
     assert set(found) <= set(studies.SUITES[suite](studies.SEEDS, found))
 
 
-@pytest.mark.parametrize("suite", sorted(set(studies.SUITES) - {"frontier", "today", "gain", "words-today"}))
+@pytest.mark.parametrize(
+    "suite", sorted(set(studies.SUITES) - {"frontier", "today", "gain", "words-today", "words-together"})
+)
 def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     one, three = studies.SUITES[suite](1, {}), studies.SUITES[suite](3, {})
     assert len(set(three)) == len(three) == 3 * len(one)
@@ -73,6 +75,17 @@ def test_other_seeds_are_asked_for_at_the_rate_that_validation_chose():
     gained = studies.gained(records, False)
     assert gained == {"linear decay": [replace(experiments[1], seed=seed) for seed in range(studies.GAIN_SEEDS)]}
     assert set(gained["linear decay"]) <= set(studies.gain(3, records))
+
+
+@pytest.mark.parametrize("name", studies.WORDS)
+def test_words_are_searched_from_their_start_and_the_choice_costs_what_it_says(name):
+    point, asked = studies.words_search(name, {})
+    start = studies.WORDS[name].start
+    assert point is None and asked[0] == studies.of_words(name, start, 0)
+    chosen = studies.of_words(name, start, 1)
+    assert chosen.flops(studies.WORDS[name].vocabulary) == pytest.approx(start["flops"], rel=1e-3)
+    assert start["flops"] <= min(studies.WORD_FLOPS.values())
+    assert replace(asked[0].training, eval_stride=1, valid_stride=4, whole_stride=1) == chosen.training
 
 
 def test_shapes_cost_what_their_budget_says():
