@@ -108,6 +108,40 @@ def prediction_half(sd: float, n: int) -> float:
 
 
 @dataclass(frozen=True)
+class Lowest:
+    """Where a curve is lowest, on the scale of x, with its 95 % interval."""
+
+    at: float
+    low: float
+    high: float
+    error: float  # standard error of log2(at)
+
+
+def lowest(curve: Mapping[float, Sequence[float]]) -> Lowest | None:
+    """The vertex of a parabola in log2(x), fitted to the losses of each seed by least squares.
+
+    So do the isoFLOP curves of Hoffmann et al. (2022) find the best size. The interval is the delta method's, with
+    Student's t; the noise is what the parabola leaves. None where it opens downwards or that is not beyond chance.
+
+    Args:
+        curve: ``{x: loss of each seed}``, three or more x and four or more losses.
+    """
+    x = np.log2(np.repeat(list(curve), [len(seeds) for seeds in curve.values()]))
+    y = np.concatenate([np.asarray(seeds, dtype=float) for seeds in curve.values()])
+    middle, free = x.mean(), len(x) - 3
+    design = np.stack([np.ones(len(x)), x - middle, (x - middle) ** 2], axis=1)
+    a = np.linalg.solve(design.T @ design, design.T @ y)
+    covariance = np.linalg.inv(design.T @ design) * ((y - design @ a) ** 2).sum() / free
+    t = float(stdtrit(free, 0.975))
+    if a[2] <= t * covariance[2, 2] ** 0.5:
+        return None
+    vertex = -a[1] / (2 * a[2])
+    slope = np.array([0, -1 / (2 * a[2]), -vertex / a[2]])
+    error = float(slope @ covariance @ slope) ** 0.5
+    return Lowest(*(float(2 ** (middle + vertex + k * t * error)) for k in (0, -1, 1)), error)
+
+
+@dataclass(frozen=True)
 class PowerLaw:
     """A fitted loss = a · (FLOPs / 10¹²)^(−b)."""
 

@@ -103,28 +103,28 @@ STEPS = (
     Change("Muon for the blocks' matrices", {}, {"optimiser": "muon"}, _MUON),
     Change("two blocks of width 96", {"layers": 2, "d_model": 96, "heads": 3, "ff_width": 384}, {}, _MUON),
 )
-#: Changes to today's transformer, each on its own.
+#: Changes to today's transformer, each on its own: what the chain has not, then what it has, undone.
 VARIANTS = (
     Change("today's", rates=(1e-2,)),
-    Change("last position scored", {}, {"scored": "last"}, _MUON),
-    Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
-    Change("LayerNorm", {"norm_kind": "layer"}, {}, _MUON),
-    Change("norm after each sum", {"norm": "post"}, {}, _MUON),
-    Change("queries and keys as they are", {"qk_norm": False}, {}, _MUON),
-    Change("plain ReLU", {"ff_kind": "relu"}, {}, _MUON),
-    Change("no branch starts at zero", {"zero_init": False}, {}, _MUON),
-    Change("constant rate", {}, {"schedule": "constant"}, (2e-3, *_MUON)),
-    Change("linear decay", {}, {"schedule": "linear"}, _MUON),
-    Change("no warm-up", {}, {"warmup": 0.0}, _MUON),
-    Change("AdamW alone", {}, {"optimiser": "adamw"}, (1e-3, 2e-3, 5e-3, 1e-2)),
-    Change("no weight decay", {}, {"weight_decay": 0.0}, _MUON),
-    Change("dropout 0.1", {"dropout": 0.1}, {}, _MUON),
-    Change("batches four times as large", {}, {"batch": 64}, _MUON),
     Change("tied head", {"tied": True, "embed_init": "small"}, {}, _MUON),
     Change("averaged weights", {}, {"average": 0.99}, _MUON),
     Change("averaged weights, constant rate", {}, {"average": 0.99, "schedule": "constant"}, (2e-3, *_MUON)),
+    Change("linear decay", {}, {"schedule": "linear"}, _MUON),
+    Change("no warm-up", {}, {"warmup": 0.0}, _MUON),
     Change("gradient clipped to 1", {}, {"clip": 1.0}, _MUON),
     Change("shorter memory of squared gradients", {}, {"beta2": 0.95}, _MUON),
+    Change("dropout 0.1", {"dropout": 0.1}, {}, _MUON),
+    Change("batches four times as large", {}, {"batch": 64}, _MUON),
+    Change("no weight decay", {}, {"weight_decay": 0.0}, _MUON),
+    Change("AdamW alone", {}, {"optimiser": "adamw"}, (1e-3, 2e-3, 5e-3, 1e-2)),
+    Change("constant rate", {}, {"schedule": "constant"}, (2e-3, *_MUON)),
+    Change("queries and keys as they are", {"qk_norm": False}, {}, _MUON),
+    Change("norm after each sum", {"norm": "post"}, {}, _MUON),
+    Change("LayerNorm", {"norm_kind": "layer"}, {}, _MUON),
+    Change("no branch starts at zero", {"zero_init": False}, {}, _MUON),
+    Change("plain ReLU", {"ff_kind": "relu"}, {}, _MUON),
+    Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
+    Change("last position scored", {}, {"scored": "last"}, _MUON),
 )
 _LOOKS = TrainingConfig(
     epochs=2, eval_from=recipes.FIRST_SCORED, valid_from=recipes.NEXT_PLAY, valid_stride=4, whole_stride=8
@@ -197,16 +197,24 @@ def shaped(budget: float, layers: int, width: int, context: int, seed: int) -> E
     return recipes.experiment("blocks", {**point, "dropout": 0.0, "weight_decay": 0.1}, budget, seed)
 
 
+def curves(budget: float) -> dict[str, dict[int, tuple[int, int, int]]]:
+    """What is compared at a budget, by what varies and its value: blocks, width, context."""
+    middle = ALIKE[budget][2]
+    return {
+        "width": {width: (4, width, _SHAPE_CONTEXT) for width in WIDTHS[budget]},
+        "blocks": {layers: (layers, width, _SHAPE_CONTEXT) for layers, width in ALIKE[budget]},
+        "context": {context: (*middle, context) for context in SHAPE_CONTEXTS},
+    }
+
+
 def shapes(seeds: int = SEEDS) -> list[Experiment]:
     """Depth, width and context under a budget, with all else as validation chose it for 10¹³ FLOPs."""
-    wanted = []
-    for budget in SHAPE_BUDGETS:
-        middle = ALIKE[budget][2]
-        of = [(4, width, _SHAPE_CONTEXT) for width in WIDTHS[budget]]
-        of += [(*shape, _SHAPE_CONTEXT) for shape in ALIKE[budget]]
-        of += [(*middle, context) for context in SHAPE_CONTEXTS]
-        wanted += [shaped(budget, *shape, seed) for seed in range(seeds) for shape in dict.fromkeys(of)]
-    return wanted
+    return [
+        shaped(budget, *shape, seed)
+        for budget in SHAPE_BUDGETS
+        for seed in range(seeds)
+        for shape in dict.fromkeys(shape for curve in curves(budget).values() for shape in curve.values())
+    ]
 
 
 #: What the paper's word-level runs cost, as its code makes them, in FLOPs.

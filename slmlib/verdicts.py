@@ -15,7 +15,7 @@ from .experiments import RESULTS, Record, Store
 from .flops import flops_per_window
 from .frontier import Cells, Found
 from .models import TransformerConfig
-from .stats import LEVEL, Estimate, corrected, equivalence, holm, paired, unpaired
+from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, holm, lowest, paired, unpaired
 
 Reading = Literal["paper", "equal compute", "optimised"]
 Word = Literal[
@@ -377,6 +377,20 @@ def gains(found: Found, chain: bool) -> dict[str, Estimate]:
     before = names if chain else names[:1] * len(names)
     estimates = [unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)]
     return dict(zip(names[1:], corrected(estimates), strict=True))
+
+
+def minima(found: Found) -> dict[tuple[str, float], Lowest | None]:
+    """Where each curve of ``studies.shapes`` is lowest in the loss on validation, by what varies and the budget.
+
+    Of the curves whose runs are all there; None where a curve has no lowest point that is beyond chance.
+    """
+    there = {}
+    for budget in studies.SHAPE_BUDGETS:
+        for name, curve in studies.curves(budget).items():
+            runs = {x: [studies.shaped(budget, *shape, s) for s in range(studies.SEEDS)] for x, shape in curve.items()}
+            if all(run in found for seeds in runs.values() for run in seeds):
+                there[name, budget] = lowest({x: [min(found[r].valid) for r in seeds] for x, seeds in runs.items()})
+    return there
 
 
 def doublings(evidence: Evidence) -> list[Measured]:

@@ -92,3 +92,18 @@ def test_the_interval_of_an_exponent_covers_it_and_p_is_uniform_when_the_law_is_
     covered = np.mean([low < 0.05 < high for _, low, high in (law.exponent() for law in laws)])
     assert 0.9 < covered < 0.98
     assert 0.02 < np.mean([law.p < 0.05 for law in laws]) < 0.09
+
+
+def test_where_a_curve_is_lowest_is_found_and_its_interval_covers_it():
+    x = np.array([16, 32, 64, 128, 256.0])
+    generator = np.random.default_rng(0)
+
+    def curve(noise, bend=0.05):
+        return {k: 2 + bend * np.log2(k / 48) ** 2 + noise * generator.normal(size=3) for k in x}
+
+    exact = stats.lowest(curve(1e-9))
+    assert (exact.at, exact.low, exact.high) == pytest.approx((48, 48, 48), rel=1e-6)
+    covered = [low.low < 48 < low.high for low in (stats.lowest(curve(0.01)) for _ in range(400))]
+    assert 0.92 < np.mean(covered) < 0.98
+    assert stats.lowest(curve(1e-3, bend=-0.05)) is None
+    assert np.mean([stats.lowest(curve(0.01, bend=0.0)) is None for _ in range(200)]) > 0.95

@@ -1,6 +1,7 @@
 """The experiments beyond the paper's: that they are what they are said to be."""
 
 from dataclasses import replace
+from math import log2
 from types import SimpleNamespace
 
 import pytest
@@ -116,3 +117,18 @@ def test_a_change_is_worth_what_it_takes_off_the_loss_of_the_one_before_or_of_to
     assert found[second].p == pytest.approx(
         2 * stats.unpaired([2 + 0.01 * s for s in range(5)], [1.9 + 0.01 * s for s in range(5)]).p
     )
+
+
+def test_a_budgets_curves_are_lowest_where_validation_says_and_only_when_all_runs_are_there():
+    budget, other, *_ = studies.SHAPE_BUDGETS
+    best = {"width": 40, "blocks": 2.5, "context": 40}
+    records = {}
+    for name, curve in studies.curves(budget).items():
+        for x, shape in curve.items():
+            for seed in range(studies.SEEDS):
+                loss = 2 + 0.1 * log2(x / best[name]) ** 2 + 0.001 * seed
+                records.setdefault(studies.shaped(budget, *shape, seed), SimpleNamespace(valid=[9.0, loss]))
+    one = studies.shaped(other, *next(iter(studies.curves(other)["width"].values())), 0)
+    found = verdicts.minima({**records, one: SimpleNamespace(valid=[2.0])})
+    assert set(found) == {(name, budget) for name in best}
+    assert found["width", budget].at == pytest.approx(40, rel=0.05)
