@@ -265,12 +265,13 @@ def test():
         python("-m", "ruff", "check", *places)
         python("-m", "ruff", "format", "--check", *places)
         before = digest(["book"])
-        with alongside("-m", "pytest", "tests", "--ignore=tests/test_site.py", "--ignore=tests/test_ways_in.py"):
-            python("-m", "pytest", "--nbmake", "book/", env=bare())
+        slow = "--durations=30"  # where the time goes
+        with alongside("-m", "pytest", "tests", "--ignore=tests/test_site.py", "--ignore=tests/test_ways_in.py", slow):
+            python("-m", "pytest", "--nbmake", "book/", slow, env=bare())
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()
-        site, env = ("-m", "pytest", "tests/test_site.py", "-k"), dict(chromium(), SLM_SITE="required")
+        site, env = ("-m", "pytest", slow, "tests/test_site.py", "-k"), dict(chromium(), SLM_SITE="required")
         with alongside(*site, "axe", **env):  # which takes as long as all else
             python(*site, "not axe", env=env)
         write(RUN / "tested", key.encode())
