@@ -366,12 +366,13 @@ def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[
 def gains(found: Found, chain: bool) -> dict[str, Estimate]:
     """How much each change of ``studies`` lowers the loss on the whole test split, in nats.
 
-    Of ``STEPS``, if ``chain``, against the one before; of ``VARIANTS`` against today's training. Welch's tests over
-    seeds; p values after Holm's correction over all of them.
+    Of ``STEPS``, if ``chain``, against the one before; of ``VARIANTS`` against today's training; where all seeds are
+    there. Welch's tests over seeds; p values after Holm's correction over all of them.
     """
     losses = {
-        name: [found[run].test_nll_whole for run in runs if run in found]
+        name: [found[run].test_nll_whole for run in runs]
         for name, runs in studies.gained(found, chain).items()
+        if all(run in found for run in runs)
     }
     names = list(losses)
     before = names if chain else names[:1] * len(names)
