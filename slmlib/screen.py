@@ -9,7 +9,7 @@ from .corpora import Corpus
 from .experiments import RESULTS, Store
 from .flops import as_text
 from .stats import corrected
-from .verdicts import CLAIMS, Evidence, Verdict, headline, judge, mlp_against_blocks
+from .verdicts import CLAIMS, Evidence, Verdict, gains, headline, judge, mlp_against_blocks
 
 #: Where each claim is taken up.
 CHAPTERS = {"C1": "3, 4", "C2": "5, 11, 13", "C3": "8", "C4": "3, 8", "C5": "7", "C6": "4", "C7": "9"}
@@ -83,6 +83,8 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert found["largest"] < found["counting"] - 0.02
     assert found["mixed_large"] < found["mixed_tiny"] < found["largest"] - 0.01, found
     assert 120 < found["early_all_times"] < 160, found
+    chain = {name: e.effect for name, e in gains(evidence.gain, True).items()}
+    assert len(chain) == 15 and 2 * sorted(chain.values())[-2] < found["small_batches"] == max(chain.values()), chain
     assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
     return found
 

@@ -45,6 +45,7 @@ class Evidence:
     studies: Found  # of longer runs, and of every position scored
     cells: Cells
     today: Mapping[tuple[str, float], list[Record]] = field(default_factory=dict)  # recipes.runs: of today's training
+    gain: Found = field(default_factory=dict)  # of the changes that lead there
 
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Evidence":
@@ -54,7 +55,8 @@ class Evidence:
         }
         cells = frontier.cells(Store(folder / "frontier").found())
         today = recipes.runs(Store(folder / "today").found())
-        return cls(paper.records(Store(folder / "paper")), others, cells, today)
+        gain = Store(folder / "gain").found()
+        return cls(paper.records(Store(folder / "paper")), others, cells, today, gain)
 
     def runs(self, label: str) -> Mapping[int, Record]:
         """Records by seed: of a run of the paper by its label, or of another by the label in ``OTHERS``."""
@@ -470,6 +472,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "rates_apart": max(rates) / min(rates),
         "every": every.loss,
         "single": single.loss,
+        "small_batches": gains(evidence.gain, True)["batches of 512 characters"].effect,
         "uncapped": capped - whole,
         "largest": fmean(r.test_nll_whole for r in evidence.today["blocks", 3e13]),
         "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),
