@@ -247,7 +247,7 @@ def rows(
 
 
 def waterfall(losses: Mapping[str, Sequence[float]], effects: Mapping[str, Estimate], xlabel: str) -> Figure:
-    """A bar a change, from the loss before it to the loss after it; each seed a dot.
+    """A bar a change, from the loss before it to the loss after it, its end with a 95 % interval; each seed a dot.
 
     Args:
         losses: by change, in their order, those of each seed; the first is where it begins.
@@ -261,6 +261,7 @@ def waterfall(losses: Mapping[str, Sequence[float]], effects: Mapping[str, Estim
         colour = {1: VERDICTS["holds"], 0: PALE, -1: VERDICTS["does not hold"]}[sign]
         if before is not None:
             ax.barh(row, after - before, left=before, color=colour, height=0.6, alpha=0.85)
+            ax.plot([before - effects[name].high, before - effects[name].low], [row, row], color=INK, lw=1.2)
         ax.plot(seeds, [row] * len(seeds), ".", color=INK, ms=4)
         before = after
     ax.set_yticks(range(len(losses)), list(losses))
