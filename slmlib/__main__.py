@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import models, paper, recipes, studies, tryout, verdicts
+from .cluster import Cluster, ClusterBroken
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus
 from .experiments import (
     BENCHMARKS,
@@ -77,7 +78,12 @@ def run(
     ] = None,
     group: Annotated[list[Group] | None, typer.Option(help="Of paper: only this group; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
-    device: Annotated[Device, typer.Option(help="Where to train; auto: a GPU if there is one.")] = Device.auto,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of a Dask cluster, whose workers train: tcp://host:8786.")
+    ] = None,
+    device: Annotated[
+        Device, typer.Option(help="Where to train; auto: a GPU if there is one here, on a cluster the CPU.")
+    ] = Device.auto,
     keep_checkpoints: Annotated[bool, typer.Option(help="For the same runs with more epochs to go on from.")] = False,
     store: Annotated[
         Path | None, typer.Option(file_okay=False, help="The folder of the records; default: the suite's.")
@@ -86,9 +92,12 @@ def run(
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
     if suite != "paper" and group:
         raise typer.BadParameter(f"only the suite paper has groups, not {suite.value}", param_hint="--group")
-    if device == Device.cuda and not torch.cuda.is_available():
+    if scheduler is not None and workers > 1:
+        raise typer.BadParameter(f"a cluster has its own, not {workers}: leave it out", param_hint="--workers")
+    gpu = scheduler is None and torch.cuda.is_available()
+    if device == Device.cuda and scheduler is None and not gpu:
         raise typer.BadParameter("PyTorch finds no GPU here; use auto or cpu", param_hint="--device")
-    where = device.value if device != Device.auto else "cuda" if torch.cuda.is_available() else "cpu"
+    where = device.value if device != Device.auto else "cuda" if gpu else "cpu"
     records = Store(store or RESULTS / suite.value, suite.value in studies.KEEP_LOSSES)
     keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
 
@@ -98,8 +107,10 @@ def run(
         return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
 
     try:
-        remaining = Remaining(wanted(), records, workers, where)
-    except RecordDamaged as error:
+        executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
+        here = (workers, where) if scheduler is None else (executor.threads,)
+        remaining = Remaining(wanted(), records, *here)
+    except (RecordDamaged, ClusterBroken) as error:
         raise _refuse(error) from None
     with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
         task = progress.add_task("", total=len(remaining.wanted), completed=len(remaining.finished))
@@ -111,9 +122,9 @@ def run(
             progress.update(task, completed=len(remaining.finished))
 
         try:
-            with process_pool(workers) as executor:
+            with executor as pool:
                 while left := [e for e in remaining.wanted if e not in remaining.finished]:
-                    run_all(left, executor, records, where, keep_checkpoints, show)
+                    run_all(left, pool, records, where, keep_checkpoints, show)
                     remaining.want(wanted())  # what the frontier asks next depends on what was found
                     progress.update(task, total=len(remaining.wanted), completed=len(remaining.finished))
         except KeyboardInterrupt:
@@ -128,6 +139,9 @@ def run(
             for error in failed.exceptions:
                 err.print(f"{' '.join(error.__notes__)}: {error}", style="red", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from None
+        except ClusterBroken as error:
+            progress.stop()
+            raise _refuse(error) from None
         except BrokenExecutor as error:
             progress.stop()
             notes = "; ".join(getattr(error, "__notes__", ()))

@@ -328,6 +328,7 @@ def trained(
     device: str | torch.device | None = "cpu",
     progress: bool = True,
     checkpoint: Path | None = None,
+    each_epoch: Callable[[History], object] | None = None,
 ) -> tuple[nn.Module, History, Record]:
     """Build, fit and test, all in memory: the model with its best epoch's weights, how it went, the record.
 
@@ -335,7 +336,7 @@ def trained(
         experiment: what to run.
         corpus: its text, whole, or another that stands in for it: the record names the one that was read.
         device: ``cpu`` or ``cuda``, as text or as PyTorch's; None for the CPU.
-        progress, checkpoint: as in ``fit``.
+        progress, checkpoint, each_epoch: as in ``fit``.
 
     Raises:
         ValueError, Diverged: as ``fit`` does; also for a test split that is too short or an unknown device.
@@ -350,7 +351,7 @@ def trained(
             last.append(evaluate(model, corpus.test, training.test))
 
     text = corpus.head(experiment.train_tokens)
-    history = fit(model, text, training, experiment.seed, progress, checkpoint, at_end)
+    history = fit(model, text, training, experiment.seed, progress, checkpoint, at_end, each_epoch)
     began = time.perf_counter()
     test_nll = whole = evaluate(model, corpus.test, training.test)
     if training.whole_test != training.test:
@@ -379,6 +380,24 @@ def trained(
 
 
 _corpus = lru_cache(maxsize=2)(load_corpus)
+Losses = tuple[Mapping[str, Tensor], str]  # what ``Store.put_losses`` keeps of a run
+
+
+def work(
+    experiment: Experiment,
+    device: str,
+    checkpoint: Path,
+    losses: bool,
+    keep: bool = True,
+    each_epoch: Callable[[History], object] | None = None,
+) -> tuple[Record, Losses | None]:
+    """What ``run`` does for a record that is not there: the record and, if asked for, the losses to keep beside it.
+
+    ``keep`` says whether the last checkpoint is wanted, for who works elsewhere and would have to send it.
+    """
+    corpus = _corpus(experiment.corpus)
+    model, _, record = trained(experiment, corpus, device, False, checkpoint, each_epoch)
+    return record, (token_losses(model, corpus, experiment.training), sample(model, corpus)) if losses else None
 
 
 def run(
@@ -386,12 +405,14 @@ def run(
     store: Store | None = None,
     device: str | torch.device | None = "cpu",
     keep_checkpoint: bool = False,
+    by: Callable[..., tuple[Record, Losses | None]] = work,
 ) -> Record:
     """The record of an experiment: out of the store, or by ``trained`` and kept there; without a store, by ``trained``.
 
     A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record, its
     times aside. Where another process or thread runs the same experiment, this one waits for that record. The last
-    checkpoint is kept if asked for: the same experiment with more epochs goes on from it.
+    checkpoint is kept if asked for: the same experiment with more epochs goes on from it. ``by`` does the work, here or
+    elsewhere.
 
     Raises:
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
@@ -408,10 +429,9 @@ def run(
         checkpoint = store.running(experiment, "safetensors")
         if epochs_done(checkpoint) > experiment.training.epochs:  # kept by a longer run: leave it alone
             checkpoint = store.running(experiment, f"{experiment.training.epochs}.safetensors")
-        corpus = _corpus(experiment.corpus)
-        model, _, record = trained(experiment, corpus, device, False, checkpoint)
-        if store.keeps_losses:
-            store.put_losses(experiment, token_losses(model, corpus, experiment.training), sample(model, corpus))
+        record, losses = by(experiment, device, checkpoint, store.keeps_losses, keep_checkpoint)
+        if losses:
+            store.put_losses(experiment, *losses)
         store.put(record)
         checkpoint.with_name(f"{checkpoint.name}.partial").unlink(missing_ok=True)  # of a run killed while it wrote
         if not keep_checkpoint:
@@ -460,9 +480,9 @@ def run_all(
 
     Args:
         experiments: what to run; repeats are run once.
-        executor: any ``concurrent.futures.Executor``: a process pool, a cluster's (``dask.distributed``'s
-            ``Client(...).get_executor()``), or None to run one after the other here.
-        store: a ``Store`` or its folder, which the executor's workers must see too.
+        executor: a ``cluster.Cluster``, any other ``concurrent.futures.Executor``, a process pool say, or None to run
+            one after the other here.
+        store: a ``Store`` or its folder, which the executor's workers must see too, a cluster's excepted.
         device, keep_checkpoints: as in ``run``; with checkpoints, list shorter experiments before longer ones.
         done: called with each record as it comes, those already there first.
 

@@ -240,6 +240,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | os.PathLike | None = None,
     at_end: Callable[[nn.Module, History], None] | None = None,
+    each_epoch: Callable[[History], object] | None = None,
 ) -> History:
     """Train ``model`` in place, where its parameters are, on windows of ``corpus.train``: ``epochs`` is the loop.
 
@@ -257,6 +258,7 @@ def fit(
         checkpoint: a file to which the run's whole state goes after each epoch. Where it is there already, of this run
             or of the same with fewer epochs, the run goes on from it, to the same bits. The caller deletes it.
         at_end: called once with the last epoch's weights, before those of the best epoch come back.
+        each_epoch: called after each epoch, once the checkpoint is written; what it raises ends the run there.
 
     Raises:
         ValueError: if a split has an id outside the vocabulary or does not hold what ``training`` asks for, if the
@@ -286,6 +288,8 @@ def fit(
         bar.set_postfix(valid=f"{run.history.valid[-1]:.3f}")
         if path:
             checkpoints.save(path, name, run.state(), asdict(run.history))
+        if each_epoch is not None:
+            each_epoch(run.history)
 
     with bar, fast_matmul(run.device, n_parameters(model).total * training.batch), dropping_by(run.dropout, model):
         epochs(run, corpus, bar.update, after_an_epoch)

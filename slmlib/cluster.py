@@ -1,0 +1,197 @@
+"""Runs on a cluster, by dask.distributed, whose workers need not see the store.
+
+A run goes there in pieces: a worker gets the run's last checkpoint, trains for some seconds and on to the end of an
+epoch, and hands back a checkpoint or, at the end, the record; this process writes either into the store. A worker that
+dies so costs no more than a piece, which Dask gives to another; a piece that was stopped from here soon ends there.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import torch
+
+from . import __version__
+from .checkpoints import epochs_done, write_whole
+from .corpora import CorpusDamaged, CorpusUnavailable
+from .experiments import Experiment, Losses, Record, run, work
+
+PIECE = 30.0  # seconds: what a piece costs beside its training is a small share of that, and no more is lost
+MOST = 256  # runs that are with the cluster at once, or two a thread of its workers; each has a thread here
+
+
+class ClusterBroken(BrokenExecutor):
+    """The cluster cannot be used, or no longer: nothing that the store holds is lost."""
+
+
+class Cluster(ThreadPoolExecutor):
+    """An executor for ``run_all`` whose runs train on a cluster's workers, a thread each, and are kept here.
+
+    To be used in ``with``. A run that an error or Ctrl-C stops goes on from its last checkpoint in the store.
+
+    Args:
+        address: the scheduler's, ``tcp://host:8786`` say.
+        piece: after so many seconds a worker hands back a checkpoint, at the end of an epoch.
+
+    Raises:
+        ClusterBroken: if there is no scheduler or no worker, or a worker has another slmlib, PyTorch or Python than
+            this process: it names both. Also what a run raises where the scheduler is lost, such a worker joins or a
+            worker cannot have the corpus.
+    """
+
+    def __init__(self, address: str, piece: float = PIECE):
+        try:
+            import dask
+            import distributed
+        except ImportError:
+            raise ClusterBroken('distributed is not installed: pip install "distributed", or ".[cluster]"') from None
+        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})  # a checkpoint is meant to travel
+        self.address, self._piece = address, piece
+        try:
+            self.client = distributed.Client(address, timeout=10, set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise ClusterBroken(
+                f"no scheduler answers at {address!r} ({error}): start one by `dask scheduler`, and workers by `dask "
+                "worker tcp://HOST:8786 --nthreads 1`; for both on this machine `make cluster`"
+            ) from None
+        try:
+            found = self.client.run(versions, on_error="return")
+            if not found:
+                raise ClusterBroken(f"the scheduler at {address} has no workers: dask worker {address} --nthreads 1")
+            for worker, theirs in found.items():
+                if isinstance(theirs, Exception):
+                    raise ClusterBroken(f"worker {worker} has no slmlib {__version__} ({theirs}): install it there")
+                _compare(worker, theirs, versions())
+            self.threads = sum(self.client.nthreads().values())
+        except BaseException:
+            self.client.close()
+            raise
+        super().__init__(max(MOST, 2 * self.threads))
+
+    def submit(self, function, /, *args, **kwargs) -> Future:
+        """As any executor; a ``run`` has its work done on the cluster, anything else is done here."""
+        return super().submit(function, *args, **kwargs, **({"by": self._work} if function is run else {}))
+
+    def __exit__(self, kind, *rest):
+        if kind:  # the threads wait for what will not come
+            self.client.close()
+        self.shutdown(cancel_futures=True)
+        self.client.close()
+
+    def _work(
+        self, experiment: Experiment, device: str, checkpoint: Path, losses: bool, keep: bool
+    ) -> tuple[Record, Losses | None]:
+        """``experiments.work``, piece by piece on whatever workers there are."""
+        while True:
+            epochs = epochs_done(checkpoint)
+            data = checkpoint.read_bytes() if epochs else b""
+            key = f"{experiment.name}-from-{epochs}-{uuid4().hex}"  # what the dashboard shows
+            asked = experiment, device, data, losses, keep, self._piece, versions()
+            record, kept, data = self._result(key, *asked, priority=min(epochs, 1))  # what has begun comes first
+            if data:
+                write_whole(checkpoint, checkpoint.with_name(f"{checkpoint.name}.partial"), data)
+            if record:
+                return record, kept
+
+    def _result(self, key: str, *arguments, priority: int):
+        from distributed import KilledWorker
+        from distributed.client import ClosedClientError
+
+        try:
+            return self.client.submit(_part, *arguments, key=key, priority=priority).result()
+        except KilledWorker as error:
+            raise RuntimeError(
+                f"{error.allowed_failures + 1} workers died at it, the last at {error.last_worker.address}, for want "
+                "of memory perhaps: give each more; the same command goes on from its last checkpoint"
+            ) from None
+        except (CancelledError, ClosedClientError, OSError) as error:
+            if isinstance(error, OSError) and getattr(error, "__notes__", None):  # a worker's, a full disk say
+                raise
+            raise ClusterBroken(
+                f"The scheduler at {self.address} no longer answers; all that came from it is kept. Start it again, "
+                "and the same command goes on from here."
+            ) from None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what a run's bits depend on; slmlib's with a digest of its source, since its number seldom changes."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    return {
+        "slmlib": f"{__version__} (source {source.hexdigest()[:8]})",
+        "PyTorch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+
+
+def _compare(worker: str, its: dict[str, str], asked: dict[str, str]) -> None:
+    found = [f"{name} {version}, and {asked[name]} asks" for name, version in its.items() if version != asked[name]]
+    if found:
+        raise ClusterBroken(
+            f"worker {worker} has {'; '.join(found)}: install the same on both, and the same command goes on from here"
+        )
+
+
+class _Enough(Exception):
+    """Time for a checkpoint."""
+
+
+def _part(
+    experiment: Experiment,
+    device: str,
+    checkpoint: bytes,
+    losses: bool,
+    keep: bool,
+    seconds: float,
+    asked: dict[str, str],
+) -> tuple[Record | None, Losses | None, bytes]:
+    """On a worker: the record, with what is kept beside it, or the checkpoint to go on from."""
+    from distributed import get_worker
+
+    here = get_worker().address
+    _compare(here, versions(), asked)  # a worker may have joined later
+    began, threads = time.monotonic(), torch.get_num_threads()
+
+    def each_epoch(history):
+        if len(history.valid) < experiment.training.epochs and time.monotonic() - began >= seconds:
+            raise _Enough
+
+    try:
+        torch.set_num_threads(1)  # as in a process pool: the number of threads may change the last bits
+        with TemporaryDirectory(prefix="slmlib-") as folder:
+            path = Path(folder) / "checkpoint.safetensors"
+            if checkpoint:
+                path.write_bytes(checkpoint)
+            with suppress(_Enough):
+                record, kept = work(experiment, device, path, losses, keep, each_epoch)
+                return record, kept, path.read_bytes() if keep else b""
+            return None, None, path.read_bytes()
+    except (CorpusUnavailable, CorpusDamaged) as error:  # else the worker would fail run after run, a second each
+        raise ClusterBroken(f"worker {here} cannot have a corpus: {error} Then the same command goes on.") from None
+    except Exception as error:
+        error.add_note(f"on worker {here}")
+        raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def local(workers: int = 2, port: int = 0, dashboard: int = 0) -> Iterator[str]:
+    """A scheduler and workers of one thread each, processes on this machine for trying it: the scheduler's address.
+
+    Ports are free ones if 0.
+    """
+    from distributed import LocalCluster
+
+    there = {"host": "127.0.0.1", "scheduler_port": port, "dashboard_address": f"127.0.0.1:{dashboard}"}
+    with LocalCluster(n_workers=workers, threads_per_worker=1, **there) as cluster:
+        yield cluster.scheduler_address
