@@ -315,6 +315,7 @@ def ways_in():
 def bench():
     setup()
     python("-m", "slmlib", "bench", "--save", "benchmarks/results.json")
+    python("benchmarks/cluster.py")
 
 
 def clean():
@@ -339,7 +340,12 @@ def lab():
     setup()
 
 
-GOALS = {f.__name__.replace("_", "-"): f for f in (setup, book, pdf, test, ways_in, bench, lab, clean, distclean)}
+def cluster():
+    setup()
+
+
+GOALS = (setup, book, pdf, test, ways_in, bench, lab, cluster, clean, distclean)
+GOALS = {f.__name__.replace("_", "-"): f for f in GOALS}
 
 
 def main(goal):
@@ -358,9 +364,10 @@ def main(goal):
             stop("stopped; the same command goes on from here")
         except OSError as error:  # a full disk, a folder that may not be written to
             stop(str(error))
-    if goal == "lab":  # outside the lock
-        root = ["--allow-root"] if os.getuid() == 0 else []
-        os.execve(str(PYTHON), [str(PYTHON), "-m", "jupyterlab", *root, "book"], environment())
+    root = ["--allow-root"] if os.getuid() == 0 else []
+    stays = {"lab": ["jupyterlab", *root, "book"], "cluster": ["slmlib.cluster"]}
+    if goal in stays:  # outside the lock
+        os.execve(str(PYTHON), [str(PYTHON), "-m", *stays[goal]], environment())
 
 
 if __name__ == "__main__":

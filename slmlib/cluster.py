@@ -6,7 +6,10 @@ dies so costs no more than a piece, which Dask gives to another; a piece that wa
 """
 
 import hashlib
+import importlib.util
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
@@ -24,6 +27,7 @@ from .corpora import CorpusDamaged, CorpusUnavailable
 from .experiments import Experiment, Losses, Record, run, work
 
 PIECE = 30.0  # seconds: what a piece costs beside its training is a small share of that, and no more is lost
+PATIENCE = 10.0  # seconds for a scheduler to answer
 MOST = 256  # runs that are with the cluster at once, or two a thread of its workers; each has a thread here
 
 
@@ -55,7 +59,7 @@ class Cluster(ThreadPoolExecutor):
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})  # a checkpoint is meant to travel
         self.address, self._piece = address, piece
         try:
-            self.client = distributed.Client(address, timeout=10, set_as_default=False)
+            self.client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise ClusterBroken(
                 f"no scheduler answers at {address!r} ({error}): start one by `dask scheduler`, and workers by `dask "
@@ -195,3 +199,19 @@ def local(workers: int = 2, port: int = 0, dashboard: int = 0) -> Iterator[str]:
     there = {"host": "127.0.0.1", "scheduler_port": port, "dashboard_address": f"127.0.0.1:{dashboard}"}
     with LocalCluster(n_workers=workers, threads_per_worker=1, **there) as cluster:
         yield cluster.scheduler_address
+
+
+def main() -> None:
+    """``make cluster``: a scheduler and two workers here, until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), local(port=8786, dashboard=8787) as address:
+        print(f"A scheduler and two workers are at {address}. To try them, in another terminal:\n")
+        print(f"    python -m slmlib run words --scheduler {address} --store {Path('.run', 'tried')}\n")
+        if importlib.util.find_spec("bokeh"):
+            print("Dask shows them at http://127.0.0.1:8787.")
+        print("Ctrl-C ends them.", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

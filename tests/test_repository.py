@@ -118,7 +118,7 @@ def requirements(lines) -> dict[str, Requirement]:
 
 def test_requirements_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = requirements(project["dependencies"] + project["optional-dependencies"]["book"])
+    declared = requirements(sum(project["optional-dependencies"].values(), project["dependencies"]))
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     listed = requirements(text)
     assert "-e ." in text
@@ -149,10 +149,12 @@ def test_what_is_pinned_runs_on_the_oldest_python_that_is_promised():
 def test_every_import_is_declared():
     """Of the package: what it imports is what pyproject.toml says it needs, no more and no less."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    listed = project["dependencies"] + project["optional-dependencies"]["cluster"]
+    declared = {canonicalize_name(Requirement(line).name) for line in listed}
     lines = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "slmlib").glob("*.py"))
     modules = {m for m in re.findall(r"^\s*(?:from|import) ([A-Za-z_]\w*)", lines, re.MULTILINE)}
     needed = {m.lower().replace("_", "-") for m in modules if m not in sys.stdlib_module_names}
+    needed -= {"dask"}  # comes with distributed
     needed -= {"matplotlib-inline", "myst-nb"}  # used where present: in a kernel, in the book's own environment
     assert needed <= declared
     assert declared - needed <= {"ipywidgets"}  # for tqdm's bar in a notebook

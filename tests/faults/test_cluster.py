@@ -2,17 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import epochs_in, stream
+from conftest import epochs_in
 from test_cli import experiment, start
 
 pytest.importorskip("distributed", reason='the extra "cluster" is not installed')
@@ -23,6 +23,7 @@ from slmlib.experiments import Store, run_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS, EPOCHS = range(3), 5
+WAIT = 1200  # seconds
 
 # A worker tells of each piece which run it is of, and how many epochs the checkpoint that it was given is into it.
 TRACE = """
@@ -41,23 +42,24 @@ class Machines:
     """A scheduler and workers, each a process in a folder of its own."""
 
     def __init__(self, folder):
-        self.folder, self.started, self.workers, self.address = folder, 0, [], None
+        self.folder, self.all, self.workers, self.address = folder, [], [], None
         (folder / "told.py").write_text(TRACE, encoding="utf-8")
 
     def start(self, command, *options):
-        self.started += 1
-        own = self.folder / f"{self.started}"
+        own = self.folder / str(len(list(self.folder.glob("*/"))))
         own.mkdir()
         nothing = {"SLMLIB_DATA": str(own), "TMPDIR": str(own), "DASK_TEMPORARY_DIRECTORY": str(own)}
         path = os.pathsep.join(sys.path)  # the folder of the tests is not theirs, what they import is
         with open(own / "said", "w", encoding="utf-8") as said:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", f"distributed.cli.dask_{command}", *map(str, options)],
                 cwd=own,
                 env=os.environ | nothing | {"PYTHONPATH": path},
                 stdout=said,
                 stderr=said,
             )
+        process.said = own / "said"
+        return process
 
     def schedule(self):
         file = self.folder / "scheduler.json"
@@ -74,8 +76,13 @@ class Machines:
         """So many workers at least."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         options = "--nthreads", 1, "--no-nanny", "--no-dashboard", "--preload", self.folder / "told.py"
-        for _ in range(count - len(self.workers)):
+        while len(self.workers) < count:
             self.workers.append(self.start("worker", self.address, *options))
+            self.all.append(self.workers[-1])
+        for worker in self.workers:
+            while "Registered to" not in worker.said.read_text(encoding="utf-8"):
+                assert worker.poll() is None, self.said()
+                time.sleep(0.02)
 
     def kill(self, process):
         process.kill()
@@ -85,10 +92,9 @@ class Machines:
         return "\n".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob("*/said")))
 
     def traced(self):
-        """By worker: of each piece the seed and the epoch that it went on from."""
-        lines = {path: path.read_text(encoding="utf-8").splitlines() for path in self.folder.glob("*/said")}
-        told = {path: [line.split() for line in found if line.startswith("seed ")] for path, found in lines.items()}
-        return {path: [(int(words[1]), int(words[3])) for words in found] for path, found in told.items() if found}
+        """Of each worker's pieces the seeds and the epochs that they went on from, the first worker's first."""
+        told = [re.findall("^seed (\\d+) from (\\d+)$", w.said.read_text("utf-8"), re.MULTILINE) for w in self.all]
+        return [[(int(seed), int(epochs)) for seed, epochs in lines] for lines in told]
 
 
 @pytest.fixture(scope="module")
@@ -111,46 +117,119 @@ def bare(records):
     return [replace(record, seconds={}, machine={}) for record in records]
 
 
-def connected(address, workers, **options):
-    """Once so many have come."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            found = Cluster(address, **options)
-        except ClusterBroken as error:
-            assert "has no workers" in str(error)
-            time.sleep(0.1)
-            continue
-        found.client.wait_for_workers(workers, timeout=60)
-        return found
+@pytest.fixture
+def two(machines):
+    """The scheduler's address, with two workers there."""
+    machines.work(2)
+    return machines.address
 
 
 def wait_until(what, machines):
-    until = time.monotonic() + 60
+    until = time.monotonic() + WAIT
     while not what():
         assert time.monotonic() < until, machines.said()
         time.sleep(0.01)
 
 
-def test_a_killed_workers_run_goes_on_elsewhere_from_its_checkpoint(tmp_path, machines, serial):
-    machines.work(2)
+def killed(machines, there, runs):
+    """Kill a worker in the middle of a piece; of which run, and how many epochs the run was into when that began."""
+    victim = machines.workers[0]
+    own = machines.all.index(victim)
+    address = {pid: address for address, pid in there.client.run(os.getpid).items()}[victim.pid]
+    at_it = []
+    while not at_it:
+        victim.send_signal(signal.SIGSTOP)  # so that what it is at is what the scheduler says
+        keys = [key.rpartition("-")[0].rpartition("-from-") for key in there.client.processing()[address]]
+        asked = [(e, int(epochs)) for name, _, epochs in keys for e in runs if name == e.name and int(epochs)]
+        at_it = [(e, epochs) for e, epochs in asked if (e.seed, epochs) in machines.traced()[own][-1:]]
+        if not at_it:
+            victim.send_signal(signal.SIGCONT)
+            time.sleep(0.05)
+    machines.kill(victim)
+    return at_it[0]
+
+
+def test_a_killed_workers_run_goes_on_elsewhere_from_its_checkpoint(tmp_path, machines, two, serial):
     wanted, store, found = [experiment(seed, EPOCHS) for seed in SEEDS], Store(tmp_path), []
-    with connected(machines.address, 2, piece=0) as there:
+    with Cluster(two, piece=0) as there:
         calling = threading.Thread(target=lambda: found.extend(run_all(wanted, there, store)))
         calling.start()
-        wait_until(lambda: all(epochs_in(store.running(e, "safetensors")) for e in wanted[:2]), machines)
-        victim = machines.workers[0]
-        address = {pid: address for address, pid in there.client.run(os.getpid).items()}[victim.pid]
-        at_it = []
-        while not at_it:
-            victim.send_signal(signal.SIGSTOP)  # so that what it is at is what the scheduler says
-            at_it = [e for e in wanted for key in there.client.processing()[address] if key.startswith(e.name)]
-            if not at_it:
-                victim.send_signal(signal.SIGCONT)
-        machines.kill(victim)
+        run, epochs = killed(machines, there, wanted)
         calling.join()
     assert bare(found) == bare(serial) and list(store) == found
-    traced = machines.traced()
-    print(at_it, traced)
-    (before, after) = traced.values()
-    raise AssertionError(traced)
+    before, after = machines.traced()
+    assert before[-1] == (run.seed, epochs) and epochs >= 1
+    assert [at for seed, at in after if seed == run.seed and at >= epochs] == list(range(epochs, EPOCHS))
+    assert sorted(before + after) == sorted([(s, at) for s in SEEDS for at in range(EPOCHS)] + [(run.seed, epochs)])
+
+
+def test_a_run_at_which_workers_die_is_given_up_and_named(tmp_path, machines, two):
+    """Dask's `allowed-failures`, which is 3 by default."""
+    long = [experiment(0, 4000)]
+    with Cluster(two, piece=0) as there, pytest.raises(ExceptionGroup) as failed:
+        there.client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+        threading.Thread(target=killed, args=(machines, there, long)).start()
+        run_all(long, there, Store(tmp_path))
+    (error,) = failed.value.exceptions
+    assert str(error).startswith("1 workers died at it, the last at tcp://127.0.0.1:") and "same command" in str(error)
+    assert error.__notes__ == [f"in experiment {long[0].name}"]
+    assert epochs_in(Store(tmp_path).running(long[0], "safetensors")) >= 1
+
+
+@pytest.mark.parametrize("joined", ["before", "later"])
+def test_other_versions_are_refused_with_both_named(tmp_path, two, monkeypatch, request, joined):
+    def another_pytorch():
+        monkeypatch.setattr(torch, "__version__", "1.0")
+        cluster.versions.cache_clear()
+        request.addfinalizer(cluster.versions.cache_clear)
+
+    mine = torch.__version__
+    if joined == "before":
+        another_pytorch()
+    refused = pytest.raises(ClusterBroken, match=f"has PyTorch {re.escape(mine)}, and 1.0 asks: install the same")
+    with refused, Cluster(two) as there:
+        another_pytorch()
+        run_all([experiment(0)], there, tmp_path)
+
+
+def test_a_worker_without_the_corpus_is_named_with_what_to_do(tmp_path, two):
+    wanted = replace(experiment(0), corpus="ptb")
+    refused = pytest.raises(ClusterBroken, match=r"worker tcp://\S+ cannot have a corpus: .*set SLMLIB_DATA")
+    with refused, Cluster(two) as there:
+        run_all([wanted], there, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "127.0.0.1", "", "http://127.0.0.1:1"])
+def test_where_no_scheduler_is_that_is_said(address, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    with pytest.raises(ClusterBroken, match=f"no scheduler answers at '{address}' .* start one by `dask scheduler`"):
+        Cluster(address)
+
+
+def test_a_scheduler_that_dies_leaves_the_store_whole_and_the_command_says_how_to_go_on(
+    tmp_path, machines, two, serial
+):
+    def command():
+        return start(tmp_path, "--seeds", str(len(SEEDS)), "--scheduler", two, epochs=EPOCHS)
+
+    process = command()
+    wait_until(lambda: list(tmp_path.glob("*.json")) or process.poll() is not None, machines)
+    machines.kill(machines.scheduler)
+    _, said = process.communicate(timeout=WAIT)
+    message = (
+        "no longer answers; all that came from it is kept. Start it again, and the same command goes on from here."
+    )
+    assert process.returncode == 1 and said.splitlines()[-1] == f"The scheduler at {two} {message}", said
+    assert "Traceback" not in said and "distributed" not in said
+    kept = list(Store(tmp_path))
+    assert 1 <= len(kept) < len(SEEDS)
+    for worker in machines.workers:
+        machines.kill(worker)
+    machines.schedule()
+    assert machines.address == two
+    machines.work(2)
+    process = command()
+    out, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 0 and out.count("test NLL") == len(SEEDS) - len(kept), said
+    found = [Store(tmp_path).get(record.experiment) for record in serial]
+    assert bare(found) == bare(serial) and all(record in found for record in kept)
