@@ -7,8 +7,10 @@ dies so costs no more than a piece, which Dask gives to another; a piece that wa
 
 import hashlib
 import importlib.util
+import logging
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -57,6 +59,7 @@ class Cluster(ThreadPoolExecutor):
         except ImportError:
             raise ClusterBroken('distributed is not installed: pip install "distributed", or ".[cluster]"') from None
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})  # a checkpoint is meant to travel
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is said in a line here
         self.address, self._piece = address, piece
         try:
             self.client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
@@ -193,24 +196,34 @@ def local(workers: int = 2, port: int = 0, dashboard: int = 0) -> Iterator[str]:
     """A scheduler and workers of one thread each, processes on this machine for trying it: the scheduler's address.
 
     Ports are free ones if 0.
+
+    Raises:
+        ClusterBroken: if the port is taken.
     """
     from distributed import LocalCluster
 
-    there = {"host": "127.0.0.1", "scheduler_port": port, "dashboard_address": f"127.0.0.1:{dashboard}"}
-    with LocalCluster(n_workers=workers, threads_per_worker=1, **there) as cluster:
+    where = {"host": "127.0.0.1", "scheduler_port": port, "dashboard_address": f"127.0.0.1:{dashboard}"}
+    try:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, silence_logs=logging.CRITICAL, **where)
+    except RuntimeError as error:
+        raise ClusterBroken(f"no cluster can be started: port {port} is taken, perhaps ({error})") from None
+    with cluster:
         yield cluster.scheduler_address
 
 
-def main() -> None:
+def main(port: int = 8786, dashboard: int = 8787) -> None:
     """``make cluster``: a scheduler and two workers here, until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), local(port=8786, dashboard=8787) as address:
-        print(f"A scheduler and two workers are at {address}. To try them, in another terminal:\n")
-        print(f"    python -m slmlib run words --scheduler {address} --store {Path('.run', 'tried')}\n")
-        if importlib.util.find_spec("bokeh"):
-            print("Dask shows them at http://127.0.0.1:8787.")
-        print("Ctrl-C ends them.", flush=True)
-        threading.Event().wait()
+    try:
+        with suppress(KeyboardInterrupt), local(2, port, dashboard) as address:
+            print(f"A scheduler and two workers are at {address}. To try them, in another terminal:\n")
+            print(f"    .venv/bin/python -m slmlib run words --scheduler {address} --store .run/tried\n")
+            if importlib.util.find_spec("bokeh"):
+                print(f"Dask shows them at http://127.0.0.1:{dashboard}.")
+            print("Ctrl-C ends them.", flush=True)
+            threading.Event().wait()
+    except ClusterBroken as error:
+        sys.exit(f"slmlib: {error}")
 
 
 if __name__ == "__main__":

@@ -233,3 +233,28 @@ def test_a_scheduler_that_dies_leaves_the_store_whole_and_the_command_says_how_t
     assert process.returncode == 0 and out.count("test NLL") == len(SEEDS) - len(kept), said
     found = [Store(tmp_path).get(record.experiment) for record in serial]
     assert bare(found) == bare(serial) and all(record in found for record in kept)
+
+
+def test_a_cluster_for_trying_ends_with_ctrl_c():
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from slmlib.cluster import main; main(0, 0)"
+    )
+    command = [sys.executable, "-c", script]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding="utf-8", start_new_session=True)
+    address = re.search(r"are at (tcp://127\.0\.0\.1:\d+)\.", process.stdout.readline())[1]
+    assert f"run words --scheduler {address} --store" in "".join(process.stdout.readline() for _ in range(2))
+    while "Ctrl-C" not in process.stdout.readline():
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 0 and "Traceback" not in said, said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # none of them is left
+
+
+def test_a_cluster_has_its_own_workers(tmp_path):
+    process = start(tmp_path, "--scheduler", "tcp://127.0.0.1:1", "--workers", "2")
+    _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 2 and "a cluster has its own, not 2: leave it out" in said
