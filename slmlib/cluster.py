@@ -99,9 +99,14 @@ class Cluster(ThreadPoolExecutor):
         while True:
             epochs = epochs_done(checkpoint)
             data = checkpoint.read_bytes() if epochs else b""
-            key = f"{experiment.name}-from-{epochs}-{uuid4().hex}"  # what the dashboard shows
+            key = f"{experiment.kind}-{experiment.name}-from-{epochs}-{uuid4().hex}"  # Dask shows a kind in one colour
             asked = experiment, device, data, losses, keep, self._piece, versions()
-            record, kept, data = self._result(key, *asked, priority=min(epochs, 1))  # what has begun comes first
+            try:
+                record, kept, data = self._result(key, *asked, priority=min(epochs, 1))  # what has begun comes first
+            except ValueError as error:
+                if data:  # which may be what is wrong, and has another name there
+                    error.add_note(f"from {checkpoint}")
+                raise
             if data:
                 write_whole(checkpoint, checkpoint.with_name(f"{checkpoint.name}.partial"), data)
             if record:
