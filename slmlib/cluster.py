@@ -114,7 +114,6 @@ class Cluster(ThreadPoolExecutor):
 
     def _result(self, key: str, *arguments, priority: int):
         from distributed import KilledWorker
-        from distributed.client import ClosedClientError
 
         try:
             return self.client.submit(_part, *arguments, key=key, priority=priority).result()
@@ -123,8 +122,9 @@ class Cluster(ThreadPoolExecutor):
                 f"{error.allowed_failures + 1} workers died at it, the last at {error.last_worker.address}, for want "
                 "of memory perhaps: give each more; the same command goes on from its last checkpoint"
             ) from None
-        except (CancelledError, ClosedClientError, OSError) as error:
-            if isinstance(error, OSError) and getattr(error, "__notes__", None):  # a worker's, a full disk say
+        except Exception as error:
+            lost = isinstance(error, CancelledError | OSError) or self.client.status != "running"
+            if not lost or getattr(error, "__notes__", ()):  # a worker's own
                 raise
             raise ClusterBroken(
                 f"The scheduler at {self.address} no longer answers; all that came from it is kept. Start it again, "
@@ -218,9 +218,11 @@ def local(workers: int = 2, port: int = 0, dashboard: int = 0) -> Iterator[str]:
 
 def main(port: int = 8786, dashboard: int = 8787) -> None:
     """``make cluster``: a scheduler and two workers here, until Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # by the workers too: Ctrl-C reaches them, and they end with this
     try:
         with suppress(KeyboardInterrupt), local(2, port, dashboard) as address:
+            for ends in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(ends, signal.default_int_handler)
             print(f"A scheduler and two workers are at {address}. To try them, in another terminal:\n")
             print(f"    .venv/bin/python -m slmlib run words --scheduler {address} --store .run/tried\n")
             if importlib.util.find_spec("bokeh"):
