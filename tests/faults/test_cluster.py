@@ -24,7 +24,7 @@ from slmlib.experiments import Store, run_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS, EPOCHS = range(3), 5
-WAIT = 1200  # seconds
+WAIT = 120  # seconds, for what takes a few
 
 # A worker tells of each piece which run it is of, and how many epochs the checkpoint that it was given is into it.
 TRACE = """
