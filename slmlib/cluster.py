@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -47,22 +48,20 @@ class Cluster(ThreadPoolExecutor):
         piece: after so many seconds a worker hands back a checkpoint, at the end of an epoch.
 
     Raises:
-        ClusterBroken: if there is no scheduler or no worker, or a worker has another slmlib, PyTorch or Python than
-            this process: it names both. Also what a run raises where the scheduler is lost, such a worker joins or a
-            worker cannot have the corpus.
+        ClusterBroken: if there is no Dask, no scheduler or no worker, or a worker has another slmlib, PyTorch or Python
+            than this process: it names both. Also what a run raises where the scheduler is lost, such a worker joins or
+            a worker cannot have the corpus.
+        ValueError: if ``piece`` is no number of seconds.
     """
 
     def __init__(self, address: str, piece: float = PIECE):
-        try:
-            import dask
-            import distributed
-        except ImportError:
-            raise ClusterBroken('distributed is not installed: pip install "distributed", or ".[cluster]"') from None
-        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})  # a checkpoint is meant to travel
+        if not isinstance(piece, Real) or not piece >= 0:
+            raise ValueError(f"piece must be a number of seconds, at least 0, got {piece!r}")
+        distributed = _distributed()
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is said in a line here
         self.address, self._piece = address, piece
         try:
-            self.client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
+            self.client = distributed.Client(str(address), timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise ClusterBroken(
                 f"no scheduler answers at {address!r} ({error}): start one by `dask scheduler`, and workers by `dask "
@@ -130,6 +129,17 @@ class Cluster(ThreadPoolExecutor):
                 f"The scheduler at {self.address} no longer answers; all that came from it is kept. Start it again, "
                 "and the same command goes on from here."
             ) from None
+
+
+def _distributed():
+    """Imported here so that nothing but a cluster needs it."""
+    try:
+        import dask
+        import distributed
+    except ImportError:
+        raise ClusterBroken("distributed is not installed: pip install distributed") from None
+    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})  # a checkpoint is meant to travel
+    return distributed
 
 
 @cache
@@ -203,13 +213,14 @@ def local(workers: int = 2, port: int = 0, dashboard: int = 0) -> Iterator[str]:
     Ports are free ones if 0.
 
     Raises:
-        ClusterBroken: if the port is taken.
+        ClusterBroken: if the port is taken or Dask is not installed.
     """
-    from distributed import LocalCluster
-
+    distributed = _distributed()
     where = {"host": "127.0.0.1", "scheduler_port": port, "dashboard_address": f"127.0.0.1:{dashboard}"}
     try:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, silence_logs=logging.CRITICAL, **where)
+        cluster = distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, silence_logs=logging.CRITICAL, **where
+        )
     except RuntimeError as error:
         raise ClusterBroken(f"no cluster can be started: port {port} is taken, perhaps ({error})") from None
     with cluster:
