@@ -61,6 +61,7 @@ class Cluster(ThreadPoolExecutor):
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is said in a line here
         self.address, self._piece = address, piece
         try:
+            distributed.comm.resolve_address(str(address))  # of an address that is none a client does not let go
             self.client = distributed.Client(str(address), timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise ClusterBroken(
