@@ -312,6 +312,16 @@ def ways_in():
     python("-m", "pytest", "tests/test_ways_in.py")
 
 
+def soak():
+    """The tests of faults at length, by a seed of their own or the one that SLMLIB_SOAK names."""
+    setup()
+    seed = setting("SLMLIB_SOAK", "") or str(int.from_bytes(os.urandom(3), "big"))
+    if not seed.isdecimal():
+        stop(f"SLMLIB_SOAK must be a number, the seed of the tests, got '{seed}'")
+    print(f"The seed is {seed}; the same again: make soak SLMLIB_SOAK={seed}", flush=True)
+    python("-m", "pytest", "tests/faults", "--durations=20", env={"SLMLIB_SOAK": seed})
+
+
 def bench():
     setup()
     python("-m", "slmlib", "bench", "--save", "benchmarks/results.json")
@@ -344,7 +354,7 @@ def cluster():
     setup()
 
 
-GOALS = (setup, book, pdf, test, ways_in, bench, lab, cluster, clean, distclean)
+GOALS = (setup, book, pdf, test, ways_in, soak, bench, lab, cluster, clean, distclean)
 GOALS = {f.__name__.replace("_", "-"): f for f in GOALS}
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import models, paper, recipes, studies, tryout, verdicts
+from .checkpoints import NotWritten, write_whole
 from .cluster import Cluster, ClusterBroken
 from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus
 from .experiments import (
@@ -142,13 +143,15 @@ def run(
         except ClusterBroken as error:
             progress.stop()
             raise _refuse(error) from None
-        except BrokenExecutor as error:
+        except (BrokenExecutor, NotWritten) as error:
             progress.stop()
+            lost = "A worker was lost, killed by the system perhaps, for want of memory: free some, or ask for fewer"
+            what = error if isinstance(error, NotWritten) else f"{lost} workers ({error})"
             notes = "; ".join(getattr(error, "__notes__", ()))
-            raise _refuse(
-                f"A worker was lost, killed by the system perhaps, for want of memory ({error}; {notes}). The same "
-                "command goes on from here."
-            ) from None
+            raise _refuse(f"{what}; {notes}. The same command goes on from here.") from None
+        except RecordDamaged as error:
+            progress.stop()
+            raise _refuse(error) from None
 
 
 class _Left(ProgressColumn):
@@ -288,8 +291,8 @@ def weights(
     for name, experiment in studies.published().items():
         path = folder / studies.file_of(name)
         if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)  # before, lest it be trained in vain
             model, _, record = trained(experiment, corpus)
-            folder.mkdir(parents=True, exist_ok=True)
             tryout.keep(path, model.half(), experiment, corpus.vocabulary)
             out.print(f"{path}  test NLL {record.test_nll:.4f}", highlight=False, soft_wrap=True)
 
@@ -313,7 +316,7 @@ def bench(
     found = measure.measure(quick, lambda what: err.print(what, style="dim", highlight=False))
     rows = measure.rows(found)
     if save:
-        save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(save, f"{json.dumps(found, indent=1)}\n".encode())
         if Path("README.md").is_file() and not quick:
             put_between(Path("README.md"), BENCH_MARKS, markdown(rows))
     print(json.dumps(found, indent=1)) if as_json else _table(rows)
@@ -377,20 +380,25 @@ def try_(
                 err.print(f"{count:,} {unit.value}s of {split} ({share}) are unknown", highlight=False)
         seconds = None if flops else 60 * (minutes or 2)
         found = tryout.attempt(corpus, seconds, flops, workers, seed, lambda text: err.print(text, style="dim"))
-        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
-    except (OSError, ValueError, Diverged) as error:
+    except (OSError, ValueError, Diverged, MemoryError) as error:
         raise _refuse(error) from None
     except BrokenExecutor as error:
-        raise _refuse(f"A worker was lost, killed by the system perhaps, for want of memory ({error}).") from None
+        lost = f"A worker was lost, killed by the system perhaps, for want of memory ({error})"
+        raise _refuse(f"{lost}: free some, or try with --workers 1") from None
     rows = [asdict(row) for row in found.rows]
     if as_json:
         print(json.dumps(rows, indent=1))
-        return
-    _table([_tried(row, unit.value) for row in rows])
-    for row in rows:
-        if row["sample"]:
-            print(f"--- {row['model']}\n{row['sample']}\n")
-    print(f'The best network is in {keep}. Let it write: python -m slmlib generate {keep} --prompt "…" -n 200')
+    else:
+        _table([_tried(row, unit.value) for row in rows])
+        for row in rows:
+            if row["sample"]:
+                print(f"--- {row['model']}\n{row['sample']}\n")
+    try:  # after the rows: where it fails, they were not made in vain
+        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
+    except NotWritten as error:
+        raise _refuse(error) from None
+    if not as_json:
+        print(f'The best network is in {keep}. Let it write: python -m slmlib generate {keep} --prompt "…" -n 200')
 
 
 def _tried(row: dict[str, object], unit: str) -> dict[str, str]:

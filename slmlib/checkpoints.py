@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,42 @@ import safetensors.torch
 from torch import Tensor, uint8
 
 
-def write_whole(path: Path, partial: Path, data: bytes) -> None:
-    """Write a file whole or not at all, by way of another on the same disk, whatever happens in between."""
+class NotWritten(OSError):
+    """A file that could not be written, for want of room or of permission, say; what was there before is whole."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename} could not be written ({self.strerror}), and what was there before is whole: make room "
+            "there, or let yourself write there, and do the same again"
+        )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, an error of the file system becomes a ``NotWritten`` that names the file."""
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(partial, path)
+        yield
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_whole(path: Path, data: bytes, partial: Path | None = None) -> None:
+    """Write a file whole or not at all, by way of another on the same disk, whatever happens in between.
+
+    Raises:
+        NotWritten: if the file system refuses.
+    """
+    partial = partial or path.with_name(f"{path.name}.partial")
+    try:
+        with writing(path):
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(partial, path)
     except BaseException:  # on a full disk, what was written would keep it full
-        Path(partial).unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise
 
 
@@ -29,7 +56,7 @@ def save(path: Path, run: str, tensors: Mapping[str, Tensor], history: Mapping[s
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # the format refuses tied ones
     metadata = {"run": run, "history": json.dumps(history)}
     metadata["sha256"] = digest(tensors, run, metadata["history"])
-    write_whole(path, path.with_name(f"{path.name}.partial"), safetensors.torch.save(tensors, metadata))
+    write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
 def load(path: Path, run: str, epochs: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,15 +65,11 @@ def load(path: Path, run: str, epochs: int) -> tuple[dict[str, Tensor], dict[str
     Raises:
         ValueError: if the file is no checkpoint, damaged, of another run or further; says so and what to do.
     """
-    metadata, anew = _metadata(path), "delete it to start this run anew"
-    if metadata["run"] != run:
-        raise ValueError(f"checkpoint {path} is of another run, {metadata['run']!r}, not {run!r}; {anew}")
-    tensors = safetensors.torch.load_file(path)
-    if metadata["sha256"] != digest(tensors, run, metadata["history"]):
-        raise ValueError(f"checkpoint {path} is damaged: its checksum is not that of what it holds; {anew}")
-    history = json.loads(metadata["history"])
+    tensors, found, history = _read(path)
+    if found != run:
+        raise ValueError(f"checkpoint {path} is of another run, {found!r}, not {run!r}; {_ANEW}")
     if len(history["valid"]) > epochs:
-        raise ValueError(f"checkpoint {path} is {len(history['valid'])} epochs into a run of {epochs}; {anew}")
+        raise ValueError(f"checkpoint {path} is {len(history['valid'])} epochs into a run of {epochs}; {_ANEW}")
     return tensors, history
 
 
@@ -54,9 +77,9 @@ def epochs_done(path: Path) -> int:
     """How many epochs a checkpoint is into its run; 0 where there is none.
 
     Raises:
-        ValueError: if the file is no checkpoint.
+        ValueError: if the file is no checkpoint, or damaged.
     """
-    return len(json.loads(_metadata(path)["history"])["valid"]) if path.exists() else 0
+    return len(_read(path)[2]["valid"]) if path.exists() else 0
 
 
 def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
@@ -69,12 +92,19 @@ def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
     return sha.hexdigest()[:16]
 
 
-def _metadata(path: Path) -> dict[str, str]:
+_ANEW = "delete it to start this run anew"
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """A checkpoint's tensors, which run it is of, and the history."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no checkpoint ({error}); delete it to start this run anew") from error
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no checkpoint ({error}); {_ANEW}") from error
     if not metadata.keys() >= {"run", "history", "sha256"}:
-        raise ValueError(f"{path} is no checkpoint of this package; delete it to start this run anew")
-    return metadata
+        raise ValueError(f"{path} is no checkpoint of this package; {_ANEW}")
+    if metadata["sha256"] != digest(tensors, metadata["run"], metadata["history"]):
+        raise ValueError(f"checkpoint {path} is damaged: its checksum is not that of what it holds; {_ANEW}")
+    return tensors, metadata["run"], json.loads(metadata["history"])

@@ -3,18 +3,21 @@
 The cache folder is ``SLMLIB_DATA``, or a folder of the user's cache directory if unset.
 """
 
+import errno
 import hashlib
 import importlib
 import os
+import queue
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.request import urlopen
 
 import numpy as np
@@ -198,38 +201,66 @@ def fetch(file: str) -> Path:
             kind, problem = CorpusDamaged, f"corpus file {path} is damaged: its SHA-256 is {found}, expected {expected}"
             remedy = "delete it and try again with the internet, or replace it by a sound copy"
         if isinstance(error, ValueError):  # pooch on a download with other bytes
-            remedy = "something on the way altered the download, a proxy perhaps: put a sound copy there yourself"
+            remedy = "try again; if it stays so, something on the way alters it, a proxy say: put a sound copy there yourself"
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) in _REFUSED:
+            remedy = f"make room in {path.parent}, or let yourself write there, and try again"
         # Without the chain of causes: the message quotes the last, and five tracebacks would bury what to do.
         raise kind(
-            f"{problem}; downloading {url} failed too ({type(error).__name__}: {error}). "
+            f"{problem}; downloading {url} failed too ({type(error).__name__}: {' '.join(str(error).split())}). "
             f"What to do: {remedy}; or set SLMLIB_DATA to a folder that holds {file}."
         ) from None
     return path
 
 
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # by the file system
 SLOWEST = 10_000  # bytes a second, on average: a download that is slower than that after PATIENCE seconds is given up
 PATIENCE = 30
+LARGEST = 50_000_000  # bytes; no corpus file has so many
 
 
 def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
-    """For pooch: fetch a URL into a file, with a bar and a limit on the whole, not on each piece alone."""
-    began = time.monotonic()
-    hidden = bool(os.environ.get("TQDM_DISABLE"))
+    """For pooch: fetch a URL into a file, with a bar and limits on the whole, not on each piece alone.
+
+    A thread reads: a server that sends its headers a byte at a time would hold it for ever, and is left to it.
+    """
+    came, began, left = queue.SimpleQueue(), time.monotonic(), threading.Event()
+
+    def read():
+        try:
+            with urlopen(url, timeout=20) as reply:
+                came.put(reply.length)
+                while (piece := reply.read1(2**16)) and not left.is_set():  # what has come, not all of so many bytes
+                    came.put(piece)
+                came.put(b"")
+        except Exception as error:
+            came.put(error)
+
+    def next_one(so_far: int) -> Any:
+        while True:
+            took = time.monotonic() - began
+            if took > PATIENCE and so_far < SLOWEST * took:
+                raise TimeoutError(
+                    f"{so_far} bytes in {took:.0f} seconds; below {SLOWEST} bytes a second it is given up"
+                )
+            with suppress(queue.Empty):
+                one = came.get(timeout=0.1)
+                if isinstance(one, Exception):
+                    raise one
+                return one
+
+    threading.Thread(target=read, daemon=True).start()
+    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": bool(os.environ.get("TQDM_DISABLE"))}
     with ExitStack() as open_now:
-        reply = open_now.enter_context(urlopen(url, timeout=20))
+        open_now.callback(left.set)
         file = output if hasattr(output, "write") else open_now.enter_context(open(output, "wb"))
-        size = reply.headers.get("Content-Length")
-        options = {"unit": "B", "unit_scale": True, "leave": False, "disable": hidden}
-        bar = open_now.enter_context(tqdm(desc=url.rpartition("/")[2], total=int(size) if size else None, **options))
-        while piece := reply.read1(2**16):  # what has come, rather than all of so many bytes
+        size = next_one(0)
+        bar = open_now.enter_context(tqdm(desc=url.rpartition("/")[2], total=size, **options))
+        while piece := next_one(bar.n):
             file.write(piece)
             bar.update(len(piece))
-            took = time.monotonic() - began
-            if took > PATIENCE and bar.n < SLOWEST * took:
-                raise TimeoutError(
-                    f"{bar.n} bytes in {took:.0f} seconds; below {SLOWEST} bytes a second it is given up"
-                )
-        if size and bar.n < int(size):
+            if bar.n > LARGEST:
+                raise ValueError(f"more than {LARGEST} bytes came")
+        if size and bar.n < size:
             raise ConnectionError(f"the connection was closed after {bar.n} of {size} bytes")
 
 

@@ -29,7 +29,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import epochs_done, write_whole
+from .checkpoints import NotWritten, digest, epochs_done, write_whole, writing
 from .checks import Checked, UnknownChoice
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
@@ -158,7 +158,8 @@ class Record:
     def to_json(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["experiment"], more = self.experiment.spec(), values.pop("more")
-        return json.dumps({"key": self.experiment.key, **values, **more}, indent=1) + "\n"
+        values = {"key": self.experiment.key, **values, **more}
+        return json.dumps({**values, "sha256": _checksum(values)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -166,10 +167,13 @@ class Record:
 
         Raises:
             LaterVersion: if its experiment has fields that this version does not know.
-            ValueError: if it is no record, a value cannot be right, or its key is not that of its experiment.
+            ValueError: if it is no record, a value cannot be right, its key is not that of its experiment, or its
+                checksum, which those of earlier versions lack, not that of what it holds.
         """
         try:
             values = json.loads(text)
+            if values.pop("sha256", None) not in (None, _checksum(values)):
+                raise ValueError("its checksum is not that of what it holds")
             key, spec = values.pop("key"), values.pop("experiment")
             known = {f.name for f in fields(cls)} - {"experiment", "more"}
             more = {name: values.pop(name) for name in sorted(set(values) - known)}
@@ -209,6 +213,11 @@ class Record:
                     raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
 
+def _checksum(values: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of what a record's JSON holds, however it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class LaterVersion(ValueError):
     """A record of an experiment that this version cannot describe."""
 
@@ -223,7 +232,8 @@ _RECORD = re.compile(r"\w[\w-]*-T\d+-s\d+-[0-9a-f]{10}")  # the name of a record
 class Store:
     """A folder of records, one JSON file each, named by ``Experiment.name``; written whole or not at all.
 
-    Files of runs that are under way lie in its hidden folder ``.running``. If it keeps losses, each record has the
+    Files of runs that are under way lie in its hidden folder ``.running``; an empty lock stays there, and the last
+    checkpoint of a run that was killed just after its record was written. If it keeps losses, each record has the
     run's token losses beside it, as safetensors of float16, and a sample of what its model writes.
     """
 
@@ -237,7 +247,7 @@ class Store:
         return self.path(experiment).with_suffix(".safetensors")
 
     def __contains__(self, experiment: Experiment) -> bool:
-        return self.path(experiment).exists()
+        return self.path(experiment).exists() and (not self.keeps_losses or self._losses_path(experiment).exists())
 
     def get(self, experiment: Experiment) -> Record | None:
         """The record of that experiment, None where there is none, or not the losses that belong to it.
@@ -245,12 +255,7 @@ class Store:
         Raises:
             RecordDamaged: if the file there is not its record; names the file.
         """
-        if self.keeps_losses and not self._losses_path(experiment).exists():
-            return None
-        try:
-            return self._read(self.path(experiment))
-        except FileNotFoundError:
-            return None
+        return self._read(self.path(experiment)) if experiment in self else None
 
     def found(self) -> dict[Experiment, Record]:
         """All records by experiment."""
@@ -279,34 +284,43 @@ class Store:
             raise RecordDamaged(f"{path}: {error}") from error
         except ValueError as error:
             raise RecordDamaged(f"{path}: {error}. Move the file away and run its experiment again") from error
+        except OSError as error:
+            raise RecordDamaged(f"{path} cannot be read ({error.strerror}): let yourself read it") from error
         if record.experiment.name != path.stem:
             raise RecordDamaged(f"{path} holds another experiment's record, {record.experiment.name}; move it away")
         return record
 
     def put(self, record: Record) -> None:
-        path = self.path(record.experiment)
+        """Keep a record.
+
+        Raises:
+            NotWritten: if the file system refuses, as ``put_losses`` does.
+        """
         partial = self.running(record.experiment, "json.partial")
-        write_whole(path, partial, record.to_json().encode())
+        write_whole(self.path(record.experiment), record.to_json().encode(), partial)
 
     def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor], sample: str) -> None:
         """Keep what ``token_losses`` gave, and a text."""
-        path = self._losses_path(experiment)
         tensors = {name: nll.half().contiguous() for name, nll in losses.items()}
-        data = safetensors.torch.save(tensors, {"sample": sample})
-        write_whole(path, self.running(experiment, "losses.partial"), data)
+        about = {"sample": sample, "sha256": digest(tensors, sample, experiment.key)}
+        data = safetensors.torch.save(tensors, about)
+        write_whole(self._losses_path(experiment), data, self.running(experiment, "losses.partial"))
 
     def losses(self, experiment: Experiment) -> tuple[dict[str, Tensor], str]:
         """The losses that were kept, as float64, and the text.
 
         Raises:
-            RecordDamaged: if there are none, or the file is damaged; names it.
+            RecordDamaged: if there are none, or the file is damaged or another experiment's; names it.
         """
         path = self._losses_path(experiment)
         try:
             with safetensors.safe_open(path, "pt") as file:
-                losses = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118 (no mapping)
-                return losses, file.metadata()["sample"]
-        except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+                sample, said = file.metadata()["sample"], file.metadata().get("sha256")
+            if said not in (None, digest(tensors, sample, experiment.key)):  # None: of an earlier version
+                raise ValueError("its checksum is not that of this experiment's losses")
+            return {name: nll.double() for name, nll in tensors.items()}, sample
+        except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise RecordDamaged(f"{path}: {error}. Move the file away and run its experiment again") from error
 
     def running(self, experiment: Experiment, what: str) -> Path:
@@ -316,12 +330,25 @@ class Store:
         on where the shorter ended.
         """
         folder = self.folder / ".running"
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         if experiment.training.begins_longer_runs:
             experiment = replace(experiment, training=replace(experiment.training, epochs=1))
         return folder / f"{experiment.name}.{what}"
 
 
+@contextmanager
+def _want_of_memory_is_said() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):  # PyTorch has no kind of its own for it
+            raise
+        remedy = "free some, run fewer at once, or choose a smaller model or batch"
+        raise MemoryError(f"there is not enough memory ({error}): {remedy}") from error
+
+
+@_want_of_memory_is_said()
 def trained(
     experiment: Experiment,
     corpus: Corpus,
@@ -340,6 +367,7 @@ def trained(
 
     Raises:
         ValueError, Diverged: as ``fit`` does; also for a test split that is too short or an unknown device.
+        MemoryError: if there is too little; says what to do.
     """
     config, training, device = experiment.model, experiment.training, _device(device)
     training.test.scored(len(corpus.test), config.context, "test split")  # fit sees to the others
@@ -417,13 +445,17 @@ def run(
     Raises:
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
         ValueError, Diverged: as ``trained`` does.
+        NotWritten: if the store's disk is full, say, or may not be written to.
     """
     device = _device(device)
     if store is None:
         return trained(experiment, _corpus(experiment.corpus), device, progress=False)[-1]
     if (record := store.get(experiment)) is not None:
         return record
-    with FileLock(store.running(experiment, "lock")):
+    lock = store.running(experiment, "lock")
+    with writing(lock):
+        held = FileLock(lock).acquire()
+    with held:
         if (record := store.get(experiment)) is not None:  # another was at it
             return record
         checkpoint = store.running(experiment, "safetensors")
@@ -488,7 +520,8 @@ def run_all(
 
     Raises:
         ExceptionGroup: if experiments failed; each error names its experiment.
-        BrokenExecutor: if the executor lost a worker, for want of memory, say; a note names what is not done.
+        BrokenExecutor, NotWritten: if the executor lost a worker, for want of memory, say, or the store cannot be
+            written to, which no other experiment would change; a note names what is not done.
     """
     store = store if isinstance(store, Store) else Store(store)
     wanted = list(experiments)
@@ -509,7 +542,7 @@ def run_all(
         for experiment, result in results():
             try:
                 records[experiment] = result()
-            except BrokenExecutor:  # of all that are left, not of this experiment
+            except (BrokenExecutor, NotWritten):  # of all that are left, not of this experiment
                 raise
             except Exception as error:
                 error.add_note(f"in experiment {experiment.name}")
@@ -517,8 +550,10 @@ def run_all(
             else:
                 done(records[experiment])
     except BaseException as error:
-        if isinstance(error, BrokenExecutor):
-            error.add_note("not done: " + ", ".join(e.name for e in missing if e not in records))
+        if isinstance(error, (BrokenExecutor, NotWritten)):
+            left = [e.name for e in missing if e not in records]
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            error.add_note("not done: " + ", ".join(left[:5]) + more)
         for future in futures:
             future.cancel()
         raise

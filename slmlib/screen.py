@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 from . import frontier, mixing, paper, recipes
+from .checkpoints import write_whole
 from .corpora import Corpus
 from .experiments import RESULTS, Store
 from .flops import as_text
@@ -153,4 +154,4 @@ def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
     if any(there.count(mark) != 1 for mark in marks):
         raise ValueError(f"{path} must hold each of these lines once: {marks[0].strip()} and {marks[1].strip()}")
     before, _, rest = there.partition(marks[0])
-    path.write_text(before + marks[0] + text + marks[1] + rest.partition(marks[1])[2], encoding="utf-8")
+    write_whole(path, (before + marks[0] + text + marks[1] + rest.partition(marks[1])[2]).encode())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import mixing, recipes
-from .checkpoints import write_whole
+from .checkpoints import digest, write_whole
 from .checks import integer, number
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
@@ -203,12 +203,20 @@ def _expected(experiment: Experiment, corpus: Corpus) -> float:
 
 
 def keep(path: str | os.PathLike, model: nn.Module, experiment: Experiment, vocabulary: Vocabulary) -> None:
-    """Write a trained model with its experiment and its vocabulary, as safetensors."""
-    path = Path(path)
+    """Write a trained model with its experiment and its vocabulary, as safetensors.
+
+    Raises:
+        NotWritten: if the file system refuses.
+    """
     about = {"experiment": json.dumps(experiment.spec()), "unit": vocabulary.unit}
     about["vocabulary"] = json.dumps(vocabulary.tokens)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # the format refuses tied ones
-    write_whole(path, path.with_name(f"{path.name}.partial"), safetensors.torch.save(tensors, about))
+    about["sha256"] = _checksum(tensors, about)
+    write_whole(Path(path), safetensors.torch.save(tensors, about))
+
+
+def _checksum(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    return digest(tensors, *(about[name] for name in ("experiment", "unit", "vocabulary")))
 
 
 def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
@@ -222,6 +230,8 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         with safetensors.safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        if about.get("sha256") not in (None, _checksum(tensors, about)):  # None: of an earlier version
+            raise ValueError("its checksum is not that of what it holds")
         vocabulary = Vocabulary(tuple(json.loads(about["vocabulary"])), about["unit"])
         model = build(Experiment.from_spec(json.loads(about["experiment"])).model, len(vocabulary))
         model.load_state_dict(tensors)
@@ -229,5 +239,6 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         raise FileNotFoundError(f"no model at {path}: python -m slmlib try writes one") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is no model that this package wrote, or damaged ({what})") from error
+        made = "python -m slmlib try writes another"
+        raise ValueError(f"{path} is no model that this package wrote, or damaged ({what}): {made}") from error
     return model.eval(), vocabulary

@@ -1,10 +1,13 @@
 """What tests of several files share."""
 
 import json
+import multiprocessing
 
 import pytest
 import safetensors
 import torch
+
+from slmlib.experiments import process_pool
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +21,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def forkserver(one_thread):
+    """Starts processes at once: forks of one that has imported PyTorch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "slmlib.experiments", "torch._dynamo"])  # the last: Adam imports it
+    return context
+
+
+@pytest.fixture(scope="session")
+def spawned():
+    """Two of the package's own worker processes, which have one thread each."""
+    with process_pool(2) as pool:
+        yield pool
+
+
 def epochs_in(checkpoint):
     """How far a checkpoint's run is, read without the package's help; 0 where there is no file."""
     try:
@@ -25,6 +43,10 @@ def epochs_in(checkpoint):
             return len(json.loads(file.metadata()["history"])["valid"])
     except FileNotFoundError:
         return 0
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def stream(seed=0):

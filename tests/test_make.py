@@ -204,3 +204,18 @@ def test_the_bare_run_has_no_corpus_and_no_network(script):
     env = script.bare()
     assert env["SLMLIB_BUDGET"] == "smoke" and not list(Path(env["SLMLIB_DATA"]).iterdir())
     assert env["HTTPS_PROXY"] == env["https_proxy"] == "http://127.0.0.1:9"
+
+
+def test_a_soak_is_by_a_seed_that_is_said(script, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(script, "setup", lambda: None)
+    monkeypatch.setattr(script, "python", lambda *_, env: asked.append(env["SLMLIB_SOAK"]))
+    for named in ("7", "", "x"):
+        monkeypatch.setenv("SLMLIB_SOAK", named)
+        if named == "x":
+            with pytest.raises(SystemExit, match="SLMLIB_SOAK must be a number, the seed of the tests, got 'x'"):
+                script.soak()
+        else:
+            script.soak()
+            assert f"make soak SLMLIB_SOAK={asked[-1]}" in capsys.readouterr().out
+    assert asked[0] == "7" and asked[1].isdecimal()

@@ -87,13 +87,9 @@ def test_a_kept_model_comes_back(config, tried, tmp_path):
     assert known == vocabulary and not loaded.training and torch.equal(loaded(tokens), model(tokens))
 
 
-def test_what_is_no_kept_model_is_refused(tmp_path):
-    path = tmp_path / "other.safetensors"
+def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model at .*other"):
-        tryout.load(path)
-    path.write_bytes(b"not a model")
-    with pytest.raises(ValueError, match=r"other\.safetensors is no model that this package wrote"):
-        tryout.load(path)
+        tryout.load(tmp_path / "other.safetensors")
 
 
 def command(*arguments):
