@@ -201,7 +201,7 @@ def fetch(file: str) -> Path:
             kind, problem = CorpusDamaged, f"corpus file {path} is damaged: its SHA-256 is {found}, expected {expected}"
             remedy = "delete it and try again with the internet, or replace it by a sound copy"
         if isinstance(error, ValueError):  # pooch on a download with other bytes
-            remedy = "try again; if it stays so, something on the way alters it, a proxy say: put a sound copy there yourself"
+            remedy = "try again; where it stays so, a proxy perhaps alters it: put a sound copy there yourself"
         if isinstance(error, PermissionError) or getattr(error, "errno", None) in _REFUSED:
             remedy = f"make room in {path.parent}, or let yourself write there, and try again"
         # Without the chain of causes: the message quotes the last, and five tracebacks would bury what to do.
