@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
-from urllib.request import urlopen
+from urllib.request import build_opener
 
 import numpy as np
 import torch
@@ -227,7 +227,7 @@ def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
 
     def read():
         try:
-            with urlopen(url, timeout=20) as reply:
+            with build_opener().open(url, timeout=20) as reply:  # urlopen would keep the proxies of its first call
                 came.put(reply.length)
                 while (piece := reply.read1(2**16)) and not left.is_set():  # what has come, not all of so many bytes
                     came.put(piece)

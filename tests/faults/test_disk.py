@@ -5,6 +5,7 @@ import os
 import resource
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,7 +131,7 @@ def test_a_download_onto_such_a_disk_says_what_to_do(mount, monkeypatch, options
         read1 = staticmethod(lambda n: b"0" * 10_000)
         __enter__, __exit__ = (lambda self: self), (lambda *_: None)
 
-    monkeypatch.setattr(corpora, "urlopen", lambda *_, **__: Endless())
+    monkeypatch.setattr(corpora, "build_opener", lambda: SimpleNamespace(open=lambda *_, **__: Endless()))
     with pytest.raises(CorpusUnavailable) as error:
         load_corpus("ptb")
     assert said_in_a_line(error.value, folder / "ptb/train.txt", why, f"make room in {folder / 'ptb'}")
