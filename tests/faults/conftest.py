@@ -23,9 +23,9 @@ BLOCKS = Experiment(
 LOCK = {".lock"}  # the suffixes of what stays in .running
 
 
-def often(n, at_length):
-    """So many times in the short form, so many in the long."""
-    return at_length if SOAK else n
+def often(short, at_length):
+    """The one in the short form, the other in the long."""
+    return at_length if SOAK else short
 
 
 def timeless(record, **also):

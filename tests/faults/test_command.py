@@ -18,7 +18,7 @@ from slmlib import __main__ as main
 from slmlib.experiments import Store, process_pool, run, run_all
 from slmlib.models import MLPConfig
 
-from .conftest import BLOCKS, LOCK, left_in, timeless
+from .conftest import BLOCKS, LOCK, left_in, often, timeless
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +60,7 @@ def test_an_error_ends_the_pools_workers_and_no_others():
         other.join()
 
 
-@pytest.mark.parametrize("workers", ["2", "4"])
+@pytest.mark.parametrize("workers", often(["4"], ["2", "4"]))  # with two that have nothing to do; and without
 def test_a_worker_that_the_system_kills_is_noticed_in_seconds(tmp_path, workers):
     process = start(tmp_path, "--seeds", "2", "--workers", workers, epochs=4000)
     wait_for(".running/*-s*.safetensors", tmp_path, process)
