@@ -172,12 +172,14 @@ class Record:
         """
         try:
             values = json.loads(text)
-            if values.pop("sha256", None) not in (None, _checksum(values)):
+            if (checksum := values.pop("sha256", None)) not in (None, _checksum(values)):
                 raise ValueError("its checksum is not that of what it holds")
             key, spec = values.pop("key"), values.pop("experiment")
             known = {f.name for f in fields(cls)} - {"experiment", "more"}
             more = {name: values.pop(name) for name in sorted(set(values) - known)}
             record = cls(Experiment.from_spec(spec), **values, more=more)
+            if more and checksum is None:  # a later version writes one
+                raise ValueError(f"it has no checksum, but fields that no earlier version had: {', '.join(more)}")
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error!r}") from error
         if key != record.experiment.key:

@@ -260,7 +260,12 @@ def test_a_file_that_cannot_be_right_is_named_with_what_is_wrong_and_what_to_do(
 
 def test_a_later_versions_fields_are_kept(store):
     store.put(made_up())
-    tampered(store.path(LINEAR), lambda values: values.update(colour="red", more=[1]))
+
+    def later(values):
+        values.update(colour="red", more=[1])
+        values["sha256"] = experiments._checksum(values)
+
+    tampered(store.path(LINEAR), later)
     record = store.get(LINEAR)
     assert record.more == {"colour": "red", "more": [1]} and list(store) == [record]
     store.put(record)
