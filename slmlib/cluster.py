@@ -108,7 +108,7 @@ class Cluster(ThreadPoolExecutor):
                     error.add_note(f"from {checkpoint}")
                 raise
             if data:
-                write_whole(checkpoint, checkpoint.with_name(f"{checkpoint.name}.partial"), data)
+                write_whole(checkpoint, data)
             if record:
                 return record, kept
 
