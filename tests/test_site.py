@@ -158,6 +158,16 @@ def page(browser):
     context.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_blocked(request):
+    """Whatever a test does with a page, the page's content-security policy lets its own scripts do."""
+    page = request.getfixturevalue("page") if "page" in request.fixturenames else None
+    if page:
+        page.trouble.clear()
+    yield
+    assert not page or [said for said in page.trouble if "Content Security Policy" in said] == []
+
+
 @pytest.fixture(scope="module")
 def facts(page):
     @cache
@@ -180,6 +190,35 @@ def test_the_book_is_built(browser):
 @pytest.mark.parametrize("name", PAGES)
 def test_no_error_and_no_request_to_outside(facts, name):
     assert facts(name)["trouble"] == []
+
+
+@pytest.mark.parametrize("name", ["book/intro.html", "book/models.html"])
+def test_what_a_text_might_smuggle_in_does_not_run(page, name):
+    page.goto((SITE / name).as_uri())
+    page.evaluate("""async () => {
+      const article = document.querySelector("article"), script = document.createElement("script");
+      script.textContent = "window.smuggled = 1";
+      article.append(script);
+      article.insertAdjacentHTML("beforeend", `<img src="data:," onerror="window.smuggled = 2">
+        <iframe srcdoc="<script>parent.smuggled = 3</script>"></iframe>
+        <object data="data:text/html,<script>parent.smuggled = 4</script>"></object>`);
+      await new Promise((done) => setTimeout(done, 300));
+    }""")
+    assert page.evaluate("() => window.smuggled") is None
+    assert len([said for said in page.trouble if "Content Security Policy" in said]) >= 4
+    page.trouble.clear()
+
+
+def test_the_theme_s_own_buttons_work(page):
+    page.goto((SITE / "book/intro.html").as_uri())
+    page.evaluate(
+        "() => { window.toggleFullScreen = window.print = () => { window.called = (window.called ?? 0) + 1; } }"
+    )
+    assert page.evaluate("""() => {
+      const buttons = [...document.querySelectorAll("[onclick]")];
+      buttons.forEach((button) => button.click());
+      return window.called === buttons.length && buttons.length;
+    }""")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -417,7 +456,7 @@ def test_the_page_computes_the_published_models_as_pytorch_does(page):
                 expected = networks[name](window[None])[0].detach().double()
             torch.testing.assert_close(torch.tensor(row, dtype=torch.float64), expected, rtol=0, atol=1e-2)
     page.locator(".live button").click()
-    page.wait_for_function("/[1-9]/.test(document.querySelector('.live > p').textContent)")
+    page.locator(".live > p", has_text=re.compile("[1-9]")).first.wait_for()
     page.wait_for_timeout(2_000)
     assert int(page.locator(".live > p").inner_text().split()[0]) >= 20
 
@@ -460,9 +499,7 @@ def test_search_finds_from_disk(page):
 def test_search_puts_the_chapter_first(page, query, first):
     page.goto((SITE / "search.html").as_uri() + f"?q={query}")
     page.wait_for_selector("#search-results li a")
-    page.wait_for_function(
-        "/found|finished/i.test(document.querySelector('#search-results p.search-summary').textContent)"
-    )
+    page.locator("#search-results p.search-summary", has_text=re.compile("found|finished", re.IGNORECASE)).wait_for()
     assert first in page.locator("#search-results li a").first.get_attribute("href")
 
 

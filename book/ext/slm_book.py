@@ -5,7 +5,9 @@ Buttons follow repository.url; MathJax and the published models are part of the 
 
 import json
 import re
+from base64 import b64encode
 from datetime import datetime
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copy2, copytree
@@ -22,6 +24,22 @@ MENDED = {
     # The theme makes such a box a stop for Tab where it scrolls: else a wide formula needs a mouse.
     '<div class="math ': '<div class="pst-scrollable-table-container math ',
     '"bd-sidebar-primary bd-sidebar">': '"bd-sidebar-primary bd-sidebar" role="region" aria-label="Contents">',
+}
+
+#: What a page may load: its own files and, by hash, what the theme writes into it.
+#: Some browsers do not take a page that is opened from disk for the origin of the
+#: files beside it, hence ``file:``, which means nothing elsewhere. Styles may stand in
+#: the page: MathJax writes them as it goes, and bars have their length by one.
+POLICY = {
+    "default-src": "'none'",
+    "base-uri": "'none'",
+    "form-action": "'self' file:",
+    "connect-src": "'self' file:",
+    "font-src": "'self' file: data:",
+    "img-src": "'self' file: data:",
+    "style-src": "'self' file: 'unsafe-inline'",
+    # unsafe: the theme's buttons have their calls as attributes
+    "script-src": "'self' file: 'unsafe-hashes'",
 }
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
@@ -115,7 +133,7 @@ def leave_out(site):
 
 
 def mend_pages(site):
-    """``MENDED``; and no script that a page does not need.
+    """``MENDED``; a content-security policy; and no script that a page does not need.
 
     The theme's script of 1,500 icons draws what its style sheet draws without it, and of those few are used.
     """
@@ -127,12 +145,27 @@ def mend_pages(site):
         text = re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text)
         for old, new in MENDED.items():
             text = text.replace(old, new)
+        first = re.search("<meta[^>]*>|$", text).end()  # which says the encoding
+        text = text[:first] + policy(text) * bool(first) + text[first:]
         page.write_text(text, encoding="utf-8")
     style = site / "_static/styles/pydata-sphinx-theme.css"
     rules = re.compile(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}')
     text = style.read_text(encoding="utf-8")
     used = rules.sub(lambda rule: rule[0] if icons & set(re.findall(r"fa-[\w-]+", rule[0])) else "", text)
     style.write_text(used, encoding="utf-8")
+
+
+def policy(text):
+    """The tag with ``POLICY`` for a page: what runs in it is what stands outside its article, by the theme's hand.
+
+    What a corpus, a record or a model has in its text would stand in the article.
+    """
+    theme = text.partition("<article")[0] + text.rpartition("</article>")[2]
+    inline = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", theme, re.DOTALL)
+    inline += re.findall(r'\son[a-z]+="([^"]*)"', theme)
+    hashes = {f" 'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" for code in inline}
+    rules = "; ".join(f"{name} {sources}" for name, sources in POLICY.items()) + "".join(sorted(hashes))
+    return f'<meta http-equiv="Content-Security-Policy" content="{rules}" />'
 
 
 def pack_models(site):
