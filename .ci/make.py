@@ -100,7 +100,7 @@ def installed(version):
 
 
 def torch():
-    pinned = re.search(r"^torch==.*$", read(ROOT / "requirements.lock"), re.MULTILINE)
+    pinned = re.search(r"^torch==\S+", read(ROOT / "requirements.lock"), re.MULTILINE)
     return setting("TORCH", pinned.group())
 
 
