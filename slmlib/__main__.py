@@ -43,7 +43,8 @@ from .training import Diverged
 from .windows import Evaluation, random_stream
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-out, err = Console(), Console(stderr=True)
+PLAIN = {"markup": False, "emoji": False}  # what is in brackets or between colons is text: a file's name, say
+out, err = Console(**PLAIN), Console(stderr=True, **PLAIN)
 
 Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
 Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
@@ -75,7 +76,8 @@ def data():
 def run(
     suite: Annotated[Suite, typer.Argument(help="Which experiments.")],
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds of each run; default: as many as are published.")
+        int | None,
+        typer.Option(min=1, max=paper.MOST_SEEDS, help="Seeds of each run; default: those published."),
     ] = None,
     group: Annotated[list[Group] | None, typer.Option(help="Of paper: only this group; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
@@ -203,8 +205,8 @@ def _table(rows: list[dict[str, str]]) -> None:
         table.add_column(heading, no_wrap=True, justify="right" if i else "left")
     for row in rows:
         table.add_row(*row.values())
-    wide = Console(width=1_000)
-    Console(width=max(out.width, wide.measure(table).maximum)).print(table)
+    wide = Console(width=1_000, **PLAIN)
+    Console(width=max(out.width, wide.measure(table).maximum), **PLAIN).print(table)
 
 
 FolderOption = Annotated[
@@ -225,21 +227,22 @@ def verdicts_(
     if as_json:
         print(json.dumps([v.to_dict() for v in judged], indent=1))
         return
-    _table(
-        [
-            {
-                "claim": v.claim,
-                "reading": v.reading + ("" if v.flops is None else f", {v.flops:.0e} FLOPs"),
-                "verdict": v.verdict,
-                "test": f"{m.says}{', ' if m.note else ''}{m.note}",
-                "nats": f"{m.estimate.effect:+.3f}",
-                "95 % interval": f"{m.estimate.low:+.3f} to {m.estimate.high:+.3f}",
-                "p": f"{m.estimate.p:.2g}",
-            }
-            for v in judged
-            for m in v.contrasts
-        ]
-    )
+    rows = [
+        {
+            "claim": v.claim,
+            "reading": v.reading + ("" if v.flops is None else f", {v.flops:.0e} FLOPs"),
+            "verdict": v.verdict,
+            "test": f"{m.says}{', ' if m.note else ''}{m.note}",
+            "nats": f"{m.estimate.effect:+.3f}",
+            "95 % interval": f"{m.estimate.low:+.3f} to {m.estimate.high:+.3f}",
+            "p": f"{m.estimate.p:.2g}",
+        }
+        for v in judged
+        for m in v.contrasts
+    ]
+    if not rows:
+        raise _refuse(f"{results} holds too few records for any verdict")
+    _table(rows)
 
 
 MARKS = "<!-- first screen: written by python -m slmlib scoreboard --readme -->\n", "<!-- end of first screen -->"
@@ -370,8 +373,8 @@ def try_(
     if minutes and flops:
         raise typer.BadParameter("give one of the two, minutes or FLOPs", param_hint="--flops")
     keep = keep or Path(f"{file.stem}.safetensors")
-    if not keep.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {keep.parent}", param_hint="--keep")
+    if not (keep.parent.is_dir() and os.access(keep.parent, os.W_OK)):  # said before minutes of training
+        raise typer.BadParameter(f"there is no folder {keep.parent} that may be written to", param_hint="--keep")
     try:
         corpus = read_corpus(file, unit.value)
         for split, count in corpus.unknown.items():
@@ -442,7 +445,7 @@ def main(command: Callable[[], object] = app) -> None:
         if stream.isatty():
             stream.reconfigure(errors="replace")
         else:
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # a file's name may be no Unicode
     try:
         try:
             command()

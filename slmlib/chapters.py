@@ -15,6 +15,7 @@ from IPython.display import HTML, Markdown, display
 from torch import Tensor, nn
 
 from . import figures, paper, studies, verdicts
+from .checks import explain, integer
 from .corpora import Corpus, CorpusUnavailable, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .frontier import SEEDS, Cells
@@ -82,7 +83,7 @@ def stand_in(name: str) -> Corpus:
 
 
 def _banner(headline: str, text: str) -> None:
-    display(HTML(f'<div class="slm-banner" role="note"><strong>{headline}</strong> {text}</div>'))
+    display(HTML(f'<div class="slm-banner" role="note"><strong>{escape(headline)}</strong> {text}</div>'))
 
 
 def say(markdown: str, live: bool = False) -> None:
@@ -129,7 +130,10 @@ def train(label: str, config: Config, training: TrainingConfig, corpus: Corpus, 
 
 
 def rerun(label: str, corpus: Corpus) -> Trained:
-    """The paper's run of that label, trained here at the budget in force with the chapters' seed."""
+    """The paper's run of that label, trained here at the budget in force with the chapters' seed.
+
+    A KeyError for an unknown label lists those there are.
+    """
     run = paper.run(label)
     return train(label, run.model, run.training.at(budget()), corpus)
 
@@ -305,7 +309,7 @@ def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, l
 
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, as text: −0.012."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{value:+.{integer('digits', digits, 0, 100)}f}".replace("-", "−")
 
 
 def with_interval(values: Sequence[float] | Estimate, digits: int = 3) -> str:
@@ -318,6 +322,9 @@ def with_interval(values: Sequence[float] | Estimate, digits: int = 3) -> str:
 
 def plus_minus(values: Iterable[float], digits: int = 3) -> str:
     """Mean ± standard deviation, as text; the value alone where there is one."""
-    values = list(values)
+    values, digits = list(values), integer("digits", digits, 0, 100)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
+
+
+explain(globals())

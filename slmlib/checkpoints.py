@@ -11,6 +11,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, uint8
 
+from .checks import explain
+
 
 class NotWritten(OSError):
     """A file that could not be written, for want of room or of permission, say; what was there before is whole."""
@@ -40,7 +42,7 @@ def write_whole(path: Path, data: bytes, partial: Path | None = None) -> None:
     partial = partial or path.with_name(f"{path.name}.partial")
     try:
         with writing(path):
-            with open(partial, "wb") as file:
+            with Path(partial).open("wb") as file:  # of True, open would take standard output
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
@@ -108,3 +110,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     if metadata["sha256"] != digest(tensors, metadata["run"], metadata["history"]):
         raise ValueError(f"checkpoint {path} is damaged: its checksum is not that of what it holds; {_ANEW}")
     return tensors, metadata["run"], json.loads(metadata["history"])
+
+
+explain(globals())

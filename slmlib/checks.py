@@ -1,24 +1,51 @@
 """What arguments may be: one rule and one message for the whole package. NumPy's numbers count as Python's."""
 
+import re
 import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
+from dis import opname
+from functools import wraps
+from inspect import Parameter, signature
 from numbers import Integral, Real
-from typing import Any, get_args
+from os.path import dirname
+from types import FunctionType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def integer(name: str, value: Any, least: int = 1) -> int:
+def short(value: Any) -> str:
+    """A value as an error quotes it: on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 500 else f"{text[:499]}…"
+
+
+def integer(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
     """That value as an ``int``.
 
     Raises:
-        ValueError: if it is no integer (True and 2.0 are none) or below ``least``; names it.
+        ValueError: if it is no integer (True and 2.0 are none), below ``least`` or above ``most``; names it.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {least}, got {short(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be an integer of at most {most}, got {short(value)}")
     return int(value)
+
+
+MOST_SEEDS = 1_000  # that may be asked for
+
+
+def each_seed(seeds: Any, first: int = 0) -> range:
+    """The seeds of that many runs, from ``first`` on.
+
+    Raises:
+        ValueError: for a number of seeds that is no integer from 0 to ``MOST_SEEDS``.
+    """
+    return range(first, integer("seeds", seeds, 0, MOST_SEEDS))
 
 
 def number(name: str, value: Any, positive: bool = False) -> float:
@@ -27,10 +54,13 @@ def number(name: str, value: Any, positive: bool = False) -> float:
     Raises:
         ValueError: if it is none; names it.
     """
+    value = value.item() if isinstance(value, np.generic) else value
     ok = not isinstance(value, bool) and isinstance(value, Real)
     ok = ok and (0 < value <= sys.float_info.max if positive else 0 <= value < 1)
     if not ok:
-        raise ValueError(f"{name} must be a {'positive number' if positive else 'number in [0, 1)'}, got {value!r}")
+        raise ValueError(
+            f"{name} must be a {'positive number' if positive else 'number in [0, 1)'}, got {short(value)}"
+        )
     return float(value) + 0.0
 
 
@@ -41,7 +71,7 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
         ValueError: if it is none of them; names it and lists them.
     """
     if not isinstance(value, str) or value not in choices:
-        raise UnknownChoice(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+        raise UnknownChoice(f"{name} must be {' or '.join(map(repr, choices))}, got {short(value)}")
     return str(value)
 
 
@@ -57,8 +87,8 @@ def token_ids(ids: Any, vocab_size: int, name: str = "ids") -> Tensor:
     """
     try:
         ids = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be a 1-D sequence of integers, got {ids!r}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{name} must be a 1-D sequence of integers, got {short(ids)}") from error
     if ids.dim() != 1:
         raise ValueError(f"{name} must be 1-D, got shape {tuple(ids.shape)}")
     if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
@@ -96,10 +126,101 @@ class Checked:
                 value = number(name, value, f.name in self._positive)
             elif bool in kinds:
                 if not isinstance(value, bool | np.bool_):
-                    raise ValueError(f"{name} must be True or False, got {value!r}")
+                    raise ValueError(f"{name} must be True or False, got {short(value)}")
                 value = bool(value)
             elif isinstance(kinds[0], str):
                 value = choice(name, value, kinds)
             elif not isinstance(value, kinds):
-                raise ValueError(f"{name} must be a {' or a '.join(k.__name__ for k in kinds)}, got {value!r}")
+                raise ValueError(f"{name} must be a {' or a '.join(k.__name__ for k in kinds)}, got {short(value)}")
             object.__setattr__(self, f.name, value)
+
+
+class Unfit(TypeError, ValueError):
+    """An argument that is no such thing as the signature names, or that a function cannot work with."""
+
+
+#: What unfit arguments lead to, where no statement of this package has raised it.
+_BLUNT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, StopIteration)
+
+
+def explain(module: dict[str, Any]) -> None:
+    """Let all that a module offers say what is wrong with its arguments where it fails over them.
+
+    First what its signature says of them is held against them; where they are all of the right kind, they are all
+    named. Calls cost nothing for it: arguments are looked at after a failure alone. ``explain(globals())`` ends a
+    module.
+
+    Raises:
+        Unfit: from a function so treated, in place of the error that unfit arguments led to, which is its cause.
+    """
+    for name, thing in list(module.items()):
+        if name.startswith("_") or getattr(thing, "__module__", None) != module["__name__"]:
+            continue
+        if isinstance(thing, FunctionType):
+            module[name] = _explained(thing)
+        elif isinstance(thing, type) and not issubclass(thing, Exception):
+            for key, method in list(vars(thing).items()):
+                if not key.startswith("_") or key in ("__init__", "__call__", "__getitem__"):
+                    if isinstance(method, FunctionType):
+                        setattr(thing, key, _explained(method))
+                    elif isinstance(method, classmethod):
+                        setattr(thing, key, classmethod(_explained(method.__func__)))
+
+
+def _explained(function: Callable) -> Callable:
+    @wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            blunt = isinstance(error, _BLUNT) or type(error) is RuntimeError  # which PyTorch says of shapes
+            if not blunt or _raised_here(error):
+                raise
+            raise Unfit(_what_is_wrong(function, args, kwargs, error)) from error
+
+    return call
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether a ``raise`` of this package made it: then it says what is wrong."""
+    last = error.__traceback__
+    while last.tb_next:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    return opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS" and code.co_filename.startswith(dirname(__file__))
+
+
+def _what_is_wrong(function: Callable, args: tuple, kwargs: dict, error: Exception) -> str:
+    parameters, name = signature(function), function.__qualname__.removesuffix(".__init__")
+    try:
+        given = parameters.bind(*args, **kwargs).arguments
+    except TypeError as wrong:  # one too many, or too few
+        return f"{name}: {wrong}"
+    for argument, value in given.items():
+        kind = parameters.parameters[argument].annotation
+        if not _fits(kind, value):
+            said = kind.__name__ if isinstance(kind, type) else re.sub(r"\w[\w.]*\.(?=\w)", "", str(kind))
+            return f"{argument} must be {said}, got {short(value)}"
+    said = ", ".join(f"{argument} = {short(value)[:60]}" for argument, value in given.items())
+    return f"{name} cannot work with {said} ({' '.join(str(error).split())[:200] or type(error).__name__})"
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value is what an annotation says, as far as that can be seen without taking it up."""
+    origin, of = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(one, value) for one in of)
+    if origin is Literal:
+        return any(value is one or (isinstance(value, str) and value == one) for one in of)
+    if origin is tuple and of[-1:] != (...,):
+        return isinstance(value, tuple) and len(value) == len(of) and all(map(_fits, of, value))
+    if origin is not None:
+        items = isinstance(value, np.ndarray | Tensor) and not issubclass(origin, Mapping | Callable)
+        if isinstance(value, str) or not (isinstance(value, origin) or items):
+            return False
+        if isinstance(value, Mapping):
+            return all(_fits(of[0], key) and _fits(of[-1], item) for key, item in value.items())
+        return items or not isinstance(value, Collection) or all(_fits(of[0], item) for item in value)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return not isinstance(kind, type) or kind in (Any, Parameter.empty) or isinstance(value, kind)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checks import choice, token_ids
+from .checks import choice, explain, integer, short, token_ids
 
 _GITHUB = "https://raw.githubusercontent.com/"
 _CHAR_RNN = _GITHUB + "karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
@@ -138,7 +138,7 @@ class Corpus:
 
     def head(self, train: int | None) -> "Corpus":
         """The same corpus with the first so many tokens of its train split, all if None; the vocabulary stays whole."""
-        return replace(self, train=self.train[:train])
+        return replace(self, train=self.train[: None if train is None else integer("train", train, 0)])
 
 
 def data_folder() -> Path:
@@ -228,6 +228,8 @@ def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
     def read():
         try:
             with build_opener().open(url, timeout=20) as reply:  # urlopen would keep the proxies of its first call
+                if url.startswith("https:") and not reply.url.startswith("https:"):
+                    raise OSError(f"it leads to {reply.url}, which is not https")
                 came.put(reply.length)
                 while (piece := reply.read1(2**16)) and not left.is_set():  # what has come, not all of so many bytes
                     came.put(piece)
@@ -341,7 +343,7 @@ def load_corpus(name: str) -> Corpus:
         return CORPORA[name](name)
     if re.fullmatch(r"python-docs-[0-9a-f]{8}", name):
         raise CorpusUnavailable(f"{name} is the text of another Python; this one's is {exact_name('python-docs')}")
-    raise ValueError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}")
+    raise ValueError(f"unknown corpus {short(name)}; there are {', '.join(CORPORA)}")
 
 
 #: What stands for a token that the vocabulary lacks.
@@ -361,7 +363,10 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
         OSError: if the file cannot be read.
     """
     path, unit = Path(path), choice("unit", unit, ("character", "word"))
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except ValueError:  # a zero byte in its name
+        raise ValueError(f"path must be the name of a file, got {short(str(path))}") from None
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
@@ -384,5 +389,8 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     vocabulary = Vocabulary(tuple(sorted(known | ({sign} if any(unknown.values()) else set()))), unit)
     number = vocabulary._ids
     ids = (torch.tensor([number[t if t in known else sign] for t in split]) for split in splits.values())
-    stem = re.sub(r"[^\w-]+", "-", path.stem) or "text"
+    stem = re.sub(r"[^\w-]+", "-", path.stem)[:60].strip("-") or "text"
     return Corpus(f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}", *ids, vocabulary, unknown=unknown)
+
+
+explain(globals())

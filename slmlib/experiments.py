@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoints import NotWritten, digest, epochs_done, write_whole, writing
-from .checks import Checked, UnknownChoice
+from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import (
@@ -63,7 +63,8 @@ class Experiment(Checked):
     The corpus is kept by its exact name (``corpora.exact_name``).
 
     Raises:
-        ValueError: for a field of the wrong type, a negative seed or a ``train_tokens`` below 1; names it.
+        ValueError: for a field of the wrong type, a ``corpus`` that is no plain name, a negative seed or a
+            ``train_tokens`` below 1; names it.
     """
 
     corpus: str
@@ -76,6 +77,8 @@ class Experiment(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        if not re.fullmatch(r"\w[\w-]*", self.corpus):  # it is part of its record's file name
+            raise ValueError(f"Experiment.corpus must be letters, digits, _ and -, got {short(self.corpus)}")
         object.__setattr__(self, "corpus", exact_name(self.corpus))
 
     @property
@@ -372,6 +375,7 @@ def trained(
         MemoryError: if there is too little; says what to do.
     """
     config, training, device = experiment.model, experiment.training, _device(device)
+    of_this = replace(experiment, corpus=corpus.name)  # first: a text may have no name for a record
     training.test.scored(len(corpus.test), config.context, "test split")  # fit sees to the others
     model = build(config, len(corpus.vocabulary), seed=experiment.seed).to(device)
     last = []  # the test loss with the last epoch's weights, where these are not the best
@@ -389,7 +393,7 @@ def trained(
     testing = time.perf_counter() - began
     count = n_parameters(model)
     record = Record(
-        experiment=replace(experiment, corpus=corpus.name),
+        experiment=of_this,
         train=history.train,
         valid=history.valid,
         best_epoch=history.best_epoch,
@@ -637,3 +641,6 @@ class Remaining:
             return "time left: unknown"
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"about {hours} h {minutes:02} min left" if hours else f"about {minutes} min left"
+
+
+explain(globals())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import paper, recipes, studies, tryout
+from .checks import explain
 from .corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .flops import Ledger, Scored, as_text, forward_flops
@@ -93,7 +94,8 @@ class Explorer:
         first = frames[at] if frames else self.frame(*at)
         data = "" if self.data is None else _json(self.data)
         return (
-            f'<div class="explore" data-explorer="{self.name}" role="group" aria-label="{escape(self.caption)}">'
+            f'<div class="explore" data-explorer="{escape(self.name)}" role="group" '
+            f'aria-label="{escape(self.caption)}">'
             f'<div class="controls" hidden>{"".join(map(_control, self.controls))}</div>'
             f'<div class="frame mathjax_ignore" aria-live="polite">{first}</div>{templates}{data}{self.more}'
             f'<p class="caption">{escape(self.caption)}</p></div>'
@@ -169,8 +171,12 @@ def _json(data: Any) -> str:
     return f'<script type="application/json">{text}</script>'
 
 
+def _shown(text: str) -> str:
+    return text.replace("\n", "↵").replace(" ", "␣")
+
+
 def _visible(text: str) -> str:
-    return escape(text.replace("\n", "↵").replace(" ", "␣"))
+    return escape(_shown(text))
 
 
 def _bars(rows: Sequence[tuple[str, float, str]], longest: float | None = None) -> str:
@@ -357,7 +363,7 @@ def counting(corpus: Corpus | None = None) -> Explorer:
         "The eight likeliest next characters by counts of each order. Longer histories are surer, until none was seen.",
         [
             Control("Order", [str(n) for n in range(1, 8)], 4),
-            Control("Prompt", [_visible(text) for text in prompts], 0, "list"),
+            Control("Prompt", [_shown(text) for text in prompts], 0, "list"),
         ],
         frame,
         own="Your prompt",
@@ -403,10 +409,10 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
         [
             Control("Block", [str(i + 1) for i in range(model.config.layers)], 0, "list"),
             Control("Head", [str(i + 1) for i in range(model.config.heads)], 0, "list"),
-            Control("Position", [f"{i + 1}: {_visible(c)}" for i, c in enumerate(text)], n - 1),
+            Control("Position", [f"{i + 1}: {_shown(c)}" for i, c in enumerate(text)], n - 1),
         ],
         frame,
-        data={"text": [_visible(c) for c in text], "percent": percent.tolist()},
+        data={"text": [_shown(c) for c in text], "percent": percent.tolist()},
     )
 
 
@@ -650,3 +656,6 @@ def packed(folder: Path = RESULTS / "weights") -> str:
     header += b" " * (-(len(header) + 4) % 4)
     whole = gzip.compress(len(header).to_bytes(4, "little") + header + b"".join(parts), 9, mtime=0)
     return f'window.slmModels = "{base64.b64encode(whole).decode()}";\n'
+
+
+explain(globals())

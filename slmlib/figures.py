@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
+from .checks import explain
 from .stats import Estimate, half_interval
 from .training import History
 
@@ -301,8 +302,11 @@ def attention_rows(weights: Tensor, names: Sequence[str]) -> Figure:
         ax.imshow(weights[h].numpy(), cmap="viridis", vmin=0, vmax=float(weights.max()), aspect="auto",
                   extent=(-t + 0.5, 0.5, n - 0.5, -0.5))  # fmt: skip
         ax.set_title(f"head {h + 1}")
-        ax.set_yticks(range(n), visible if h == 0 else [], family="monospace")
+        ax.set_yticks(range(n), visible if h == 0 else [], family="monospace", parse_math=False)
         ax.grid(False)
         ax.tick_params(length=0)
     fig.supxlabel("position, counted back from the last")
     return fig
+
+
+explain(globals())

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .models import Config, LinearConfig, MLPConfig, TransformerConfig, build, hidden_matrices, n_parameters
+from .checks import explain
+from .models import (
+    Config,
+    LinearConfig,
+    MLPConfig,
+    Transformer,
+    TransformerConfig,
+    build,
+    hidden_matrices,
+    n_parameters,
+)
 
 Ledger = Literal["paper", "written", "needed", "absorbed"]
 Scored = Literal["last", "every"]
@@ -119,6 +129,8 @@ def count_flops(model: nn.Module, tokens: Tensor, targets: Tensor, backward: boo
         backward: count the backward pass too.
     """
     every = targets.dim() == 2
+    if every and not isinstance(model, Transformer):
+        raise ValueError(f"targets must be (B,) for a {type(model).__name__}, got shape {tuple(targets.shape)}")
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:  # dropout draws
         logits = model(tokens, every_position=True).flatten(0, 1) if every else model(tokens)
@@ -133,3 +145,6 @@ def as_text(flops: float) -> str:
     digits, exponent = f"{flops:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return power if float(digits) == 1 else f"{float(digits):g}\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}{power}"
+
+
+explain(globals())

@@ -11,6 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from . import paper
+from .checks import each_seed, explain
 from .experiments import Experiment, Record
 from .flops import Ledger, Scored, flops_per_window
 from .models import Config, LinearConfig, MLPConfig
@@ -153,7 +154,7 @@ def frontier(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]
             wanted += [at_cost(family, budget, rate, 0) for rate in rates_tried(family, budget, found)]
         for family in FAMILIES:
             if (rate := best_rate(family, budget, found)) is not None:
-                wanted += [at_cost(family, budget, rate, seed) for seed in range(1, seeds)]
+                wanted += [at_cost(family, budget, rate, seed) for seed in each_seed(seeds, 1)]
     return wanted
 
 
@@ -312,3 +313,6 @@ def law(there: Cells, architecture: str) -> PowerLaw:
     variance = sum(np.var(there[f.name, b].losses, ddof=1) for f in families for b in budgets)
     error = np.full(len(budgets), (variance / len(families) / len(budgets) / SEEDS) ** 0.5)
     return power_law(np.array(budgets), np.array([cell.loss for cell in chosen]), error, free)
+
+
+explain(globals())

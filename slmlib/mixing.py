@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import explain
 from .corpora import Corpus
 from .ngrams import KneserNey
 from .training import TrainingConfig
@@ -113,3 +114,6 @@ def together(networks: Sequence[Losses], counting: Mapping[str, Counted]) -> dic
     }
     gate = Gate(counting["valid"].features, nll["valid"])
     return {name: gate.nll(of.features, nll[name]) for name, of in counting.items()}
+
+
+explain(globals())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import Checked, integer, token_ids
+from .checks import Checked, Unfit, explain, integer, short, token_ids
 from .speed import Dropout, look_up
 from .windows import random_stream
 
@@ -379,18 +379,22 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
 
     Raises:
         TypeError: if ``config`` is not of ``KINDS``.
-        ValueError: if ``vocab_size`` is not a positive integer.
+        ValueError: if ``vocab_size`` is not a positive integer, or the model is larger than memory.
     """
     modules = dict(KINDS.values())
     if type(config) not in modules:
         known = ", ".join(cls.__name__ for cls in modules)
-        raise TypeError(f"config must be one of {known}, got {config!r}")
+        raise Unfit(f"config must be one of {known}, got {short(config)}")
     vocab_size = integer("vocab_size", vocab_size)
-    if seed is None:
-        return modules[type(config)](config, vocab_size)
-    with _building, torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the one global generator
-        torch.default_generator.manual_seed(random_stream(seed, "initialisation").initial_seed())
-        return modules[type(config)](config, vocab_size)
+    stream = None if seed is None else random_stream(seed, "initialisation")
+    try:
+        if stream is None:
+            return modules[type(config)](config, vocab_size)
+        with _building, torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the one global generator
+            torch.default_generator.manual_seed(stream.initial_seed())
+            return modules[type(config)](config, vocab_size)
+    except (RuntimeError, TypeError, MemoryError) as error:
+        raise ValueError(f"config must fit into memory over {vocab_size} tokens, got {short(config)}") from error
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -481,3 +485,6 @@ def _growing(model: Transformer, begin: int) -> Callable[[Tensor], Tensor]:
         return model.extend(ids[-new if full else -1 :][None], pasts)
 
     return see
+
+
+explain(globals())

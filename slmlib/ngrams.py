@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import integer, number, token_ids
+from .checks import explain, integer, number, token_ids
 
 
 class Additive:
@@ -184,7 +184,7 @@ class KneserNey:
             ValueError: as ``nll`` does.
         """
         _needs_fit(self, self._levels)
-        context = _checked(context, self.vocab_size)[max(0, len(context) - self.order + 1) :]
+        context = _checked(context, self.vocab_size, name="context")[max(0, len(context) - self.order + 1) :]
         every = np.arange(self.vocab_size)
         p = np.full(self.vocab_size, 1 / self.vocab_size)
         history, numbers = 0, np.zeros(self.vocab_size, np.int64)  # of the context's end, and of it with each token
@@ -236,8 +236,8 @@ def _needs_fit(model: object, counted: object):
         raise ValueError(f"this {type(model).__name__} has counted nothing yet: call fit first")
 
 
-def _checked(ids: Tensor, vocab_size: int, at_least: int = 0) -> np.ndarray:
-    tokens = token_ids(ids, vocab_size).cpu().numpy()
+def _checked(ids: Tensor, vocab_size: int, at_least: int = 0, name: str = "ids") -> np.ndarray:
+    tokens = token_ids(ids, vocab_size, name).cpu().numpy()
     if len(tokens) < at_least:
         raise ValueError(f"{len(tokens)} tokens hold no {at_least}-gram: lower the order or give more text")
     return tokens
@@ -263,3 +263,6 @@ def _interpolate(level: _Level, history: np.ndarray, discounted: np.ndarray, low
     known = np.maximum(history, 0)
     total = np.where(history >= 0, level.total[known], 0)
     return np.where(total > 0, (discounted + level.spared[known] * lower) / np.maximum(total, 1), lower)
+
+
+explain(globals())

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from .checks import MOST_SEEDS, each_seed, explain, integer, short
 from .experiments import Experiment, Record, Store
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .stats import prediction_half
@@ -110,13 +111,13 @@ def experiments(seeds: int | None = None, groups: Iterable[str] | None = None) -
         groups: which groups of runs; all if None.
 
     Raises:
-        ValueError: for a number of seeds below 1, or an unknown group.
+        ValueError: for a number of seeds below 1 or above ``MOST_SEEDS``, or an unknown group.
     """
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if seeds is not None:
+        integer("seeds", seeds, most=MOST_SEEDS)
     known = list(dict.fromkeys(r.group for r in RUNS))
     if unknown := set(groups or ()) - set(known):
-        raise ValueError(f"no group of runs is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise ValueError(f"groups must be of {', '.join(known)}, got {short(sorted(unknown))}")
     chosen = [r for r in RUNS if not groups or r.group in groups]
     most = max(seeds or r.seeds for r in chosen)
     return [r.experiment(s) for s in range(most) for r in chosen if s < (seeds or r.seeds)]
@@ -134,7 +135,7 @@ def records(store: Store, seeds: int | None = None) -> dict[str, dict[int, Recor
     """
     found: dict[str, dict[int, Record]] = {}
     for r in RUNS:
-        by_seed = {s: store.get(r.experiment(s)) for s in range(seeds or r.seeds)}
+        by_seed = {s: store.get(r.experiment(s)) for s in each_seed(seeds or r.seeds)}
         found[r.label] = {s: record for s, record in by_seed.items() if record is not None}
     return found
 
@@ -201,3 +202,6 @@ def status(found: Records) -> list[Status]:
             )
         )
     return lines
+
+
+explain(globals())

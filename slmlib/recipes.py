@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import choice
+from .checks import choice, each_seed, explain
 from .corpora import Corpus
 from .experiments import RESULTS, Experiment, Record, Store
 from .flops import Scored, flops_per_window, muon_flops
@@ -230,7 +230,7 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
             if point is None:
                 break
             runs = max(seeds, _MORE_SEEDS.get((architecture, budget), 0))
-            wanted += [experiment(architecture, point, budget, seed) for seed in range(1, runs)]
+            wanted += [experiment(architecture, point, budget, seed) for seed in each_seed(runs, 1)]
     return list(dict.fromkeys(wanted))
 
 
@@ -333,8 +333,10 @@ def best_under(
         choice("architecture", architecture, tuple(LADDERS))
     points = {k: p for k, p in chosen(found).items() if architecture in (None, k[0])}
     budgets = sorted({budget for _, budget in points})
-    if not budgets or not budgets[0] / 1.001 <= flops <= budgets[-1] * 1.001:
-        known = f"from {budgets[0]:.0e} to {budgets[-1]:.0e}" if budgets else "nowhere"
+    if not budgets:
+        raise ValueError("found must be the records of today's training: what there is settles no choice")
+    if not budgets[0] / 1.001 <= flops <= budgets[-1] * 1.001:
+        known = f"from {budgets[0]:.0e} to {budgets[-1]:.0e}"
         raise ValueError(f"flops must be {known}, where the best settings are known, got {flops:.3g}")
     nearest = min(budgets, key=lambda budget: abs(log(budget / flops)))
     if architecture is None:
@@ -417,3 +419,6 @@ def passes(experiment: Experiment, tokens: int) -> float:
     training = experiment.training
     each = experiment.model.context if training.scored == "every" else 1
     return training.epochs * training.windows_per_epoch * each / tokens
+
+
+explain(globals())

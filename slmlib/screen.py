@@ -6,6 +6,7 @@ from statistics import fmean
 
 from . import frontier, mixing, paper, recipes
 from .checkpoints import write_whole
+from .checks import explain
 from .corpora import Corpus
 from .experiments import RESULTS, Store
 from .flops import as_text
@@ -155,3 +156,6 @@ def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
         raise ValueError(f"{path} must hold each of these lines once: {marks[0].strip()} and {marks[1].strip()}")
     before, _, rest = there.partition(marks[0])
     write_whole(path, (before + marks[0] + text + marks[1] + rest.partition(marks[1])[2]).encode())
+
+
+explain(globals())

@@ -1,12 +1,14 @@
 """Statistics of a few seeds: intervals, tests, corrections. Nothing here knows what the numbers are of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import copysign, isnan, sqrt
 from statistics import fmean
 
 import numpy as np
 from scipy.special import fdtrc, stdtr, stdtrit  # scipy.stats takes a second to import
+
+from .checks import explain
 
 LEVEL = 0.05  # of every test
 
@@ -86,7 +88,7 @@ def equivalence(differences: Sequence[float], margin: float) -> float:
     return float(stdtr(free, (abs(fmean(differences)) - margin) / error))
 
 
-def holm(p: Mapping) -> dict:
+def holm(p: Mapping[Hashable, float]) -> dict:
     """p values after Holm's step-down correction, by the same keys (Holm, 1979); NaN, undefined, counts as 1."""
     adjusted, highest = {}, 0.0
     p = {key: 1.0 if isnan(value) else value for key, value in p.items()}
@@ -176,3 +178,6 @@ def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: i
     over = len(costs) - 2
     p = float(fdtrc(over, free, (deviation**2).sum() / over)) if over else float("nan")
     return PowerLaw(fitted, (solve * errors**2) @ solve.T, free, p)
+
+
+explain(globals())

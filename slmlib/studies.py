@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import paper, recipes
+from .checks import each_seed, explain
 from .experiments import RESULTS, Experiment, Store
 from .flops import flops_per_window
 from .frontier import SEEDS, Found, frontier
@@ -27,7 +28,7 @@ def followed(model: TransformerConfig, seed: int) -> Experiment:
 def depth_context(seeds: int = SEEDS) -> list[Experiment]:
     """The paper's transformer over contexts and depths, with the validation loss followed over the steps."""
     models = [TransformerConfig(context=T) for T in CONTEXTS] + [TransformerConfig(layers=n) for n in DEPTHS]
-    return [followed(model, seed) for seed in range(seeds) for model in dict.fromkeys(models)]
+    return [followed(model, seed) for seed in each_seed(seeds) for model in dict.fromkeys(models)]
 
 
 POSITIONS = ("learned", "rope", "none")
@@ -55,10 +56,10 @@ def further(label: str, seed: int) -> Experiment:
 def positions(seeds: int = SEEDS) -> list[Experiment]:
     """What the paper's RoPE pair does not ask."""
     return [
-        *(every_position(kind, seed) for seed in range(seeds) for kind in POSITIONS),
-        *(every_position("learned", seed, "small") for seed in range(seeds)),
-        *(unplaced(seed) for seed in range(seeds)),
-        *(further(label, seed) for seed in range(seeds) for label in ("Learned positions", "RoPE")),
+        *(every_position(kind, seed) for seed in each_seed(seeds) for kind in POSITIONS),
+        *(every_position("learned", seed, "small") for seed in each_seed(seeds)),
+        *(unplaced(seed) for seed in each_seed(seeds)),
+        *(further(label, seed) for seed in each_seed(seeds) for label in ("Learned positions", "RoPE")),
     ]
 
 
@@ -69,7 +70,7 @@ def uncapped(seed: int) -> Experiment:
 
 def words(seeds: int = SEEDS) -> list[Experiment]:
     """What the cap on the training text does."""
-    return [uncapped(seed) for seed in range(seeds)]
+    return [uncapped(seed) for seed in each_seed(seeds)]
 
 
 class Change(NamedTuple):
@@ -212,7 +213,7 @@ def shapes(seeds: int = SEEDS) -> list[Experiment]:
     return [
         shaped(budget, *shape, seed)
         for budget in SHAPE_BUDGETS
-        for seed in range(seeds)
+        for seed in each_seed(seeds)
         for shape in dict.fromkeys(shape for curve in curves(budget).values() for shape in curve.values())
     ]
 
@@ -288,7 +289,7 @@ def words_together(seeds: int) -> list[Experiment]:
     """What validation chose, by the published records of ``words-today``, with seeds that did not choose."""
     found = Store(RESULTS / "words-today").found()
     points = {name: words_search(name, found)[0] for name in WORDS}
-    return [of_words(name, point, seed) for name, point in points.items() if point for seed in range(1, seeds + 1)]
+    return [of_words(name, point, seed) for name, point in points.items() if point for seed in each_seed(seeds + 1, 1)]
 
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
@@ -302,7 +303,7 @@ def together(seeds: int = SEEDS) -> list[Experiment]:
         recipes.experiment(architecture, point, budget, seed)
         for (architecture, budget), point in points.items()
         if architecture in TOGETHER
-        for seed in range(seeds)
+        for seed in each_seed(seeds)
     ]
 
 
@@ -316,8 +317,10 @@ def file_of(name: str) -> str:
 
 
 def published() -> dict[str, Experiment]:
-    """They, by name; not of the seed that chose."""
+    """They, by name; not of the seed that chose. FileNotFoundError says what to do without the records that choose."""
     points = recipes.chosen(Store(RESULTS / "today").found())
+    if not points.keys() >= set(PUBLISHED.values()):
+        raise FileNotFoundError(f"too few records in {(RESULTS / 'today').absolute()}: clone the book's repository")
     return {name: recipes.experiment(a, points[a, budget], budget, 1) for name, (a, budget) in PUBLISHED.items()}
 
 
@@ -337,3 +340,6 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
 }
 #: The suites whose records have the runs' token losses beside them.
 KEEP_LOSSES = ("together", "words-together")
+
+
+explain(globals())

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from . import checkpoints
-from .checks import Checked, integer, token_ids
+from .checks import Checked, explain, integer, token_ids
 from .corpora import Corpus
 from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
 from .speed import dropping_by, fast_matmul, keep_freed_memory
@@ -399,3 +399,6 @@ def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, r
         for chosen in starts.split(batch):
             inputs, targets = windows[chosen]
             yield _nll(forward(inputs), targets, reduction)
+
+
+explain(globals())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import mixing, recipes
 from .checkpoints import digest, write_whole
-from .checks import integer, number
+from .checks import explain, integer, number
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
 from .models import Transformer, build, generate, n_parameters
@@ -242,3 +242,6 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         made = "python -m slmlib try writes another"
         raise ValueError(f"{path} is no model that this package wrote, or damaged ({what}): {made}") from error
     return model.eval(), vocabulary
+
+
+explain(globals())

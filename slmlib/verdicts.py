@@ -11,6 +11,7 @@ from statistics import fmean, median
 from typing import Literal, NamedTuple
 
 from . import frontier, paper, recipes, studies
+from .checks import explain
 from .experiments import RESULTS, Record, Store
 from .flops import flops_per_window
 from .frontier import Cells, Found
@@ -482,3 +483,6 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "minutes": 1e13 * median(r.seconds["training"] / r.flops["counted"] for r in trained) / 60,
         "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
     }
+
+
+explain(globals())

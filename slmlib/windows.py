@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import Checked
+from .checks import Checked, explain, integer, short
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
@@ -53,11 +53,14 @@ class Windows:
 
     def whole(self, starts: Tensor | slice) -> Tensor:
         """The windows, each with the token that follows it: (B, T + 1)."""
-        return self.view[starts] if isinstance(starts, slice) else self.view.index_select(0, starts)
+        try:
+            return self.view[starts] if isinstance(starts, slice) else self.view.index_select(0, starts)
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise ValueError(f"starts must be integers from 0 to {len(self) - 1}, got {short(starts)}") from error
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` window starts, uniform and with replacement: (count,) int64 on the generator's device."""
-        return torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        return torch.randint(len(self), (integer("count", count, 0),), generator=generator, device=generator.device)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Evaluation(Checked):
             ValueError: if ``first`` lies within the context or beyond the end, or if there are fewer windows than asked
                 for; names the split.
         """
-        first = context if self.first is None else self.first
+        first = integer("context", context, 0) if self.first is None else self.first
         there, wanted = tokens - first, f"the first token scored is {first}, but"
         if first < context:
             raise ValueError(f"the {split}: {wanted} a context of {context} tokens comes before it")
@@ -108,3 +111,6 @@ class Evaluation(Checked):
 
 
 WHOLE = Evaluation(None)  # every token of a split that has a whole context before it
+
+
+explain(globals())

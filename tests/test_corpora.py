@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -357,6 +359,14 @@ def test_a_damaged_file_is_replaced_by_a_sound_download(cache, serve):
     path.parent.mkdir()
     path.write_bytes(b"to bee\n")
     assert corpora.fetch("toy/input.txt").read_bytes() == b"to be\n"
+
+
+def test_a_download_that_leaves_https_is_refused(cache, monkeypatch):
+    reply = nullcontext(SimpleNamespace(url="http://elsewhere/x"))
+    monkeypatch.setattr(corpora, "build_opener", lambda: SimpleNamespace(open=lambda *_, **__: reply))
+    with pytest.raises(CorpusUnavailable, match="leads to http://elsewhere/x, which is not https"):
+        corpora.fetch("ptb/train.txt")
+    assert files_in(cache) == []
 
 
 def test_the_cache_folder_is_slmlib_data_or_the_users_cache(cache, monkeypatch):

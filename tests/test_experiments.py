@@ -161,20 +161,6 @@ def test_keys_stay_what_they_were(key, model, others):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("seed", value) for value in (-1, 1.0, True, "0", None)),
-        *(("train_tokens", value) for value in (0, -5, 10.0, True, "all")),
-        *(("model", value) for value in (None, "mlp", TrainingConfig())),
-        *(("training", None), ("corpus", None), ("corpus", 3)),
-    ],
-)
-def test_a_bad_field_is_named_with_its_value(field, value):
-    with pytest.raises(ValueError, match=rf"Experiment\.{field} .*{re.escape(repr(value))}"):
-        replace(LINEAR, **{field: value})
-
-
-@pytest.mark.parametrize(
     ("part", "change", "named"),
     [
         ("model", {"kind": "lstm"}, "lstm"),

@@ -486,28 +486,6 @@ def test_tokens_of_the_wrong_shape_are_refused(config):
 
 
 @pytest.mark.parametrize(
-    ("config", "field", "value"),
-    [
-        *((LinearConfig, "context", value) for value in (0, -1, 1.5, 8.0, True, "8", None)),
-        (LinearConfig, "d_model", 0),
-        (MLPConfig, "hidden", 0),
-        *((MLPConfig, "dropout", value) for value in (1.0, 1, -0.1, math.nan, "0.1", None)),
-        *((TransformerConfig, field, 0) for field in ("context", "d_model", "heads", "layers")),
-        *((TransformerConfig, *of) for of in (("ff_width", -1), ("ff_kind", "gelu"), ("dropout", 1.5))),
-        *((TransformerConfig, *of) for of in (("dropout_site", "here"), ("norm", None), ("positions", "RoPE"))),
-        *((TransformerConfig, *of) for of in (("residual", 1), ("qkv_init", ["xavier"]), ("embed_init", 0.02))),
-        *((TransformerConfig, name, 1) for name in ("qk_norm", "tied", "zero_init")),
-        (TransformerConfig, "norm_kind", "batch"),
-    ],
-)
-def test_a_bad_field_is_named_with_its_value(config, field, value):
-    with pytest.raises(ValueError) as error:
-        config(**{field: value})
-    assert f"{config.__name__}.{field}" in str(error.value)
-    assert repr(value) in str(error.value)
-
-
-@pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"d_model": 16, "heads": 3}, "heads=3, d_model=16"),

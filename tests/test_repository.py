@@ -98,6 +98,16 @@ def test_no_file_names_a_machine_or_a_registry():
     assert found == {}
 
 
+def test_nothing_is_unpickled_or_run_that_is_not_code_of_ours():
+    """Weights and checkpoints are safetensors, records JSON."""
+    unsafe = re.compile(
+        r"\b(pickle|marshal|shelve|dill|joblib|allow_pickle)\b|torch\.load\(|(?<![.\w])(eval|exec)\(|yaml\.(unsafe_)?load\("
+    )
+    ours = [p for p in FILES if p.suffix in {".py", ".ipynb"} and "tests" not in p.relative_to(ROOT).parts]
+    assert len(ours) > 40
+    assert [p.name for p in ours if unsafe.search(p.read_text(encoding="utf-8"))] == []
+
+
 def test_text_is_read_and_written_as_utf_8_whatever_the_locale():
     """ruff sees `open`; of a path it does not know that it is one."""
     bare = re.compile(r"\.(read_text\(\)|write_text\((?![^\n]*encoding)[^\n]*\)$)", re.MULTILINE)

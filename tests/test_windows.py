@@ -106,10 +106,3 @@ def test_a_split_that_does_not_hold_what_is_asked_for_is_named(evaluation, conte
         evaluation.scored(100, context, "test split")
     with pytest.raises(ValueError, match=named):
         evaluation.mean(NLL, context)
-
-
-@pytest.mark.parametrize("field", ["windows", "stride", "first"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-def test_a_field_that_is_no_count_is_named(field, value):
-    with pytest.raises(ValueError, match=rf"Evaluation\.{field} must be .*got {value!r}"):
-        Evaluation(**{"windows": 3, field: value})

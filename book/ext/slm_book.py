@@ -8,6 +8,7 @@ import re
 from base64 import b64encode
 from datetime import datetime
 from hashlib import sha256
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copy2, copytree
@@ -94,7 +95,8 @@ class Took(SphinxDirective):
                 for clock in clocks
                 if "shell.execute_reply" in clock
             )
-            lines.append(f"| `{path.stem}` | {next(filter(None, said), '–').splitlines()[0]} | {took:.0f} |")
+            ran = escape(next(filter(None, said), "–").splitlines()[0]).replace("|", "&#124;")
+            lines.append(f"| `{path.stem}` | {ran} | {took:.0f} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
 
