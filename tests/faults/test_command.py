@@ -140,7 +140,11 @@ def test_losses_that_are_gone_are_made_again(store, command, spawned, monkeypatc
 
 def test_two_commands_at_the_same_suite_make_each_record_once(tmp_path):
     both = [start(tmp_path, "--seeds", "3", epochs=2) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
+    try:
+        said = [process.communicate(timeout=900) for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0], said
     store = Store(tmp_path)
     assert [timeless(r) for r in store] == [timeless(run(e)) for e in (r.experiment for r in store)]
