@@ -39,6 +39,8 @@ SOAK = bool(os.environ.get("SLMLIB_SOAK"))
 OPTIONS = {"phases": [Phase.generate], "suppress_health_check": list(HealthCheck), "deadline": None, "database": None}
 #: What does more than compute, and what it does.
 LEFT_OUT = {
+    "cluster.Cluster.submit": "needs a scheduler",
+    "cluster.main": "starts processes",
     "corpora.fetch": "downloads",
     "experiments.process_pool": "starts processes",
     "figures.use_style": "sets the process's style",
@@ -130,7 +132,7 @@ def there(tmp_path_factory):
         st.register_type_strategy(kind, strategy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLMLIB_DATA", str(none))
-        patch.setattr(corpora, "urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network here")))
+        patch.setattr(corpora, "build_opener", lambda: (_ for _ in ()).throw(OSError("no network here")))
         patch.chdir(none)
         for module in (*MODULES, command_line):
             for name in ("RESULTS", "BENCHMARKS"):
