@@ -85,7 +85,8 @@ def _estimate(effect: float, error: float, free: float, spread: float, seeds: Se
 def equivalence(differences: Sequence[float], margin: float) -> float:
     """p of two one-sided t tests (Schuirmann, 1987): small if the mean difference is within ± ``margin``."""
     error, free = np.std(differences, ddof=1) / sqrt(len(differences)), len(differences) - 1
-    return float(stdtr(free, (abs(fmean(differences)) - margin) / error))
+    beyond = abs(fmean(differences)) - margin
+    return float(stdtr(free, beyond / error)) if error else float(beyond >= 0)
 
 
 def holm(p: Mapping[Hashable, float]) -> dict:

@@ -108,7 +108,7 @@ def test_a_run_that_wants_more_memory_than_there_is_is_named_and_the_others_are_
     large = replace(BLOCKS, model=MLPConfig(context=8, d_model=512, hidden=200_000))
     with ProcessPoolExecutor(1, forkserver, limit, (400_000_000,)) as pool:
         code, (said,) = command(store, [large, BLOCKS], pool)
-    assert code == 1 and large.name in said and "not enough memory" in said and "run fewer at once" in said
+    assert code == 1 and large.name in said and "config must fit into memory" in said
     assert [record.experiment for record in store] == [BLOCKS]
 
 

@@ -127,7 +127,7 @@ def test_a_download_onto_such_a_disk_says_what_to_do(mount, monkeypatch, options
     monkeypatch.setenv("SLMLIB_DATA", str(folder))
 
     class Endless:
-        length = None
+        url, length = "https://elsewhere/x", None
         read1 = staticmethod(lambda n: b"0" * 10_000)
         __enter__, __exit__ = (lambda self: self), (lambda *_: None)
 
