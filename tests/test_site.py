@@ -627,6 +627,8 @@ def test_text_in_figures_is_legible_on_a_phone(page, name):
     page.goto((SITE / name).as_uri())
     drawn = page.eval_on_selector_all("article img", "(all) => all.map((i) => [i.src, i.naturalWidth, i.width])")
     for source, natural, width in drawn:
+        if source.endswith(".png"):  # a picture of a screen, which words beside it tell
+            continue
         svg = Path(unquote(urlsplit(source).path)).read_text(encoding="utf-8")
         sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)"', svg)]
         wide = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) if sizes else natural

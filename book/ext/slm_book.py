@@ -147,6 +147,8 @@ def mend_pages(site):
         text = re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text)
         for old, new in MENDED.items():
             text = text.replace(old, new)
+        parts = re.split(r"(<article.*</article>)", text, flags=re.DOTALL)  # around it the theme indents by kilobytes
+        text = "".join(p if p.startswith("<article") else re.sub(r"\n\s+", "\n", p) for p in parts)
         first = re.search("<meta[^>]*>|$", text).end()  # which says the encoding
         text = text[:first] + policy(text) * bool(first) + text[first:]
         page.write_text(text, encoding="utf-8")
