@@ -8,6 +8,7 @@ from dis import opname
 from functools import wraps
 from inspect import Parameter, signature
 from numbers import Integral, Real
+from os import PathLike
 from os.path import dirname
 from types import FunctionType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -21,6 +22,11 @@ def short(value: Any) -> str:
     """A value as an error quotes it: on one line, cut where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 500 else f"{text[:499]}…"
+
+
+def plain(name: str | PathLike) -> str:
+    """A name as an error has it: as it is where it can be printed on one line, else quoted."""
+    return str(name) if str(name).isprintable() else short(str(name))
 
 
 def integer(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int:
@@ -174,33 +180,39 @@ def _explained(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except Exception as error:
             blunt = isinstance(error, _BLUNT) or type(error) is RuntimeError  # which PyTorch says of shapes
-            if not blunt or _raised_here(error):
+            said = _what_is_wrong(function, args, kwargs, error) if blunt and not _raised_here(error) else None
+            if said is None:
                 raise
-            raise Unfit(_what_is_wrong(function, args, kwargs, error)) from error
+            raise Unfit(said) from error
 
     return call
 
 
 def _raised_here(error: Exception) -> bool:
-    """Whether a ``raise`` of this package made it: then it says what is wrong."""
-    last = error.__traceback__
-    while last.tb_next:
+    """Whether a ``raise`` of this package made it: then it says what is wrong, ``Unfit`` of the arguments there."""
+    last = function = error.__traceback__.tb_next
+    while last and last.tb_next:
         last = last.tb_next
+    if last is None or (type(error) is Unfit and last is not function):
+        return False
     code = last.tb_frame.f_code
     return opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS" and code.co_filename.startswith(dirname(__file__))
 
 
-def _what_is_wrong(function: Callable, args: tuple, kwargs: dict, error: Exception) -> str:
+def _what_is_wrong(function: Callable, args: tuple, kwargs: dict, error: Exception) -> str | None:
     parameters, name = signature(function), function.__qualname__.removesuffix(".__init__")
     try:
         given = parameters.bind(*args, **kwargs).arguments
     except TypeError as wrong:  # one too many, or too few
         return f"{name}: {wrong}"
     for argument, value in given.items():
-        kind = parameters.parameters[argument].annotation
+        parameter = parameters.parameters[argument]
+        kind = Any if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) else parameter.annotation
         if not _fits(kind, value):
             said = kind.__name__ if isinstance(kind, type) else re.sub(r"\w[\w.]*\.(?=\w)", "", str(kind))
             return f"{argument} must be {said}, got {short(value)}"
+    if type(error) is Unfit:  # of an argument further in
+        return None
     said = ", ".join(f"{argument} = {short(value)[:60]}" for argument, value in given.items())
     return f"{name} cannot work with {said} ({' '.join(str(error).split())[:200] or type(error).__name__})"
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checks import choice, explain, integer, short, token_ids
+from .checks import choice, explain, integer, plain, short, token_ids
 
 _GITHUB = "https://raw.githubusercontent.com/"
 _CHAR_RNN = _GITHUB + "karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
@@ -363,6 +363,7 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
         OSError: if the file cannot be read.
     """
     path, unit = Path(path), choice("unit", unit, ("character", "word"))
+    named = plain(path)
     try:
         data = path.read_bytes()
     except ValueError:  # a zero byte in its name
@@ -371,13 +372,13 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         byte = f"byte 0x{data[error.start]:02x} at position {error.start}"
-        raise ValueError(f"{path} is not UTF-8 text ({byte}): save it as UTF-8, or give a text file") from None
+        raise ValueError(f"{named} is not UTF-8 text ({byte}): save it as UTF-8, or give a text file") from None
     if "\0" in text:
-        raise ValueError(f"{path} is a binary file (a zero byte at position {data.index(0)}): give a text file")
+        raise ValueError(f"{named} is a binary file (a zero byte at position {data.index(0)}): give a text file")
     tokens = list(text) if unit == "character" else text.split()
     if len(tokens) < LEAST_TOKENS:
         raise ValueError(
-            f"{path} holds {len(tokens):,} {unit}s, and {LEAST_TOKENS:,} are the least that can be split, trained and "
+            f"{named} holds {len(tokens):,} {unit}s, and {LEAST_TOKENS:,} are the least that can be split, trained and "
             "tested on: give a longer text"
         )
     a, b = len(tokens) * 8 // 10, len(tokens) * 9 // 10

@@ -487,9 +487,14 @@ def sample(model: nn.Module, corpus: Corpus, n: int = 300) -> str:
 
 def _device(device: str | torch.device | None) -> str:
     try:
-        return str(torch.device("cpu" if device is None else device))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one of PyTorch's, cpu or cuda say, got {device!r}") from error
+        found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {short(device)}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device must be cpu or a GPU that PyTorch finds here, got {short(device)}")
+    return str(found)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -498,6 +503,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    device = _device(device)
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     system = f"{platform.system()} {platform.machine()}"
     return {"processor": processor, "device": where, "threads": torch.get_num_threads(), "system": system}
@@ -613,8 +619,9 @@ class Remaining:
 
     def want(self, experiments: Iterable[Experiment]) -> None:
         """Replace the list."""
-        self.wanted = list(dict.fromkeys(experiments))
-        self.finished = {e for e in self.wanted if e in self._store}
+        wanted = list(dict.fromkeys(experiments))
+        self.finished = {e for e in wanted if e in self._store}
+        self.wanted = wanted  # last: what is no list of experiments leaves the one before
 
     def add(self, record: Record) -> None:
         """Count a record that has just come."""

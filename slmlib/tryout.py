@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import mixing, recipes
 from .checkpoints import digest, write_whole
-from .checks import explain, integer, number
+from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
 from .models import Transformer, build, generate, n_parameters
@@ -236,11 +236,11 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         model = build(Experiment.from_spec(json.loads(about["experiment"])).model, len(vocabulary))
         model.load_state_dict(tensors)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no model at {path}: python -m slmlib try writes one") from None
+        raise FileNotFoundError(f"no model at {plain(path)}: python -m slmlib try writes one") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         what = " ".join(str(error).split())[:200]
         made = "python -m slmlib try writes another"
-        raise ValueError(f"{path} is no model that this package wrote, or damaged ({what}): {made}") from error
+        raise ValueError(f"{plain(path)} is no model that this package wrote, or damaged ({what}): {made}") from error
     return model.eval(), vocabulary
 
 

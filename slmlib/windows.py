@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import Checked, explain, integer, short
+from .checks import Checked, explain, integer, plain, short
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
@@ -83,6 +83,7 @@ class Evaluation(Checked):
                 for; names the split.
         """
         first = integer("context", context, 0) if self.first is None else self.first
+        split = plain(split)
         there, wanted = tokens - first, f"the first token scored is {first}, but"
         if first < context:
             raise ValueError(f"the {split}: {wanted} a context of {context} tokens comes before it")

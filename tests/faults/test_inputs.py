@@ -10,6 +10,7 @@ import pkgutil
 import re
 import signal
 import sys
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
 from enum import EnumType
@@ -56,8 +57,8 @@ FLOATS = st.one_of(
     st.floats(-1, 3), st.sampled_from([0.0, 1.0, 1e11, 1e300, float("nan"), float("inf"), np.float32(0.5), 1])
 )
 WORDS = [
-    *("", "x", "\0", "\ud800", "../../x", "/x", "<script>", "x" * 300, "nan", "-1", "a\nb", "cpu", "meta", "valid"),
-    *("python-docs", "python-docs-00000000", "today", "mlp", "blocks", "MLP", "Transformer", "MLP T=8", "C1", "paper"),
+    *("", "x", "\0", "\ud800", "../../x", "/x", "<script>", "x" * 300, "nan", "-1", "a\nb", "cpu", "meta", "cuda:99"),
+    *("valid", "python-docs", "python-docs-00000000", "today", "mlp", "blocks", "MLP", "Transformer", "MLP T=8", "C1"),
 ]
 WRONG = st.sampled_from(
     [None, True, float("nan"), -1, 1.5, 10**30, "x", b"x", [], {}, [1, "x"], object(), int, {"x": 1}]
@@ -113,8 +114,15 @@ KINDS = {
     torch.Generator: st.just(torch.Generator()),
     explore.Explorer: st.just(explore.Explorer("x", "x", [explore.Control("x", ["a", "b"])], str)),
     object: WRONG,
+    Mapping: lambda kind: mapping(*get_args(kind)),
 }
 PATHS: list[Path] = []
+
+
+def mapping(key=str, *value) -> st.SearchStrategy:
+    """A dictionary, and no other of the many kinds of mapping that may be imported."""
+    keys = st.from_type(key) if value and key is not Hashable else st.sampled_from(WORDS)
+    return st.dictionaries(keys, st.from_type(*value or [float]), max_size=4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -186,12 +194,16 @@ def no_longer_than(seconds: int):
         plt.close("all")
 
 
+#: What else messages name than an argument: a field, what a corpus or a store holds, an inner function's argument.
+NAMED = r"\w+\.\w+ must|tokens|position|split|record|series|call fit|cannot work with"
+
+
 def quotes(said: str, given: dict) -> bool:
-    """Whether a message names an argument, a field, what is in them, or quotes a piece of what was given."""
-    words = [*given, r"\w+\.\w+ must", "tokens", "position", "split", "record", "series", "call fit"]
-    pieces = [a or b for a, b in re.findall(r"'([^']+)'|(-?\d[\d.]*)", said)] + [repr(v)[:60] for v in given.values()]
-    values = " ".join(map(repr, given.values()))
-    return any(re.search(rf"\b{word}", said) for word in words) or any(p in values and p in said for p in pieces)
+    """Whether a message names an argument, or quotes a piece of what was given."""
+    values = [text for value in given.values() for text in (repr(value), str(value)) if text]
+    pieces = [a or b for a, b in re.findall(r"'([^']+)'|(-?\d[\d.]*)", said)]
+    quoted = any(text[:60] in said for text in values) or any(piece in text for piece in pieces for text in values)
+    return quoted or any(re.search(rf"\b({name})", said) for name in [NAMED, *given])
 
 
 def drawn(function, wrong=True) -> st.SearchStrategy:
