@@ -44,6 +44,7 @@ from .windows import Evaluation, random_stream
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 PLAIN = {"markup": False, "emoji": False}  # what is in brackets or between colons is text: a file's name, say
+_LOST = "A worker was lost, killed by the system perhaps, for want of memory"
 out, err = Console(**PLAIN), Console(stderr=True, **PLAIN)
 
 Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
@@ -147,8 +148,7 @@ def run(
             raise _refuse(error) from None
         except (BrokenExecutor, NotWritten) as error:
             progress.stop()
-            lost = "A worker was lost, killed by the system perhaps, for want of memory: free some, or ask for fewer"
-            what = error if isinstance(error, NotWritten) else f"{lost} workers ({error})"
+            what = error if isinstance(error, NotWritten) else f"{_LOST}: free some, or ask for fewer workers ({error})"
             notes = "; ".join(getattr(error, "__notes__", ()))
             raise _refuse(f"{what}; {notes}. The same command goes on from here.") from None
         except RecordDamaged as error:
@@ -386,8 +386,7 @@ def try_(
     except (OSError, ValueError, Diverged, MemoryError) as error:
         raise _refuse(error) from None
     except BrokenExecutor as error:
-        lost = f"A worker was lost, killed by the system perhaps, for want of memory ({error})"
-        raise _refuse(f"{lost}: free some, or try with --workers 1") from None
+        raise _refuse(f"{_LOST} ({error}): free some, or try with --workers 1") from None
     rows = [asdict(row) for row in found.rows]
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -94,15 +94,23 @@ def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
     return sha.hexdigest()[:16]
 
 
+def tensors_of(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The named tensors of a safetensors file, and the texts beside them.
+
+    Raises:
+        OSError, SafetensorError: if there is no such file, or it is none.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+
+
 _ANEW = "delete it to start this run anew"
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """A checkpoint's tensors, which run it is of, and the history."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors, metadata = tensors_of(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no checkpoint ({error}); {_ANEW}") from error
     if not metadata.keys() >= {"run", "history", "sha256"}:

@@ -29,7 +29,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import NotWritten, digest, epochs_done, write_whole, writing
+from .checkpoints import NotWritten, digest, epochs_done, tensors_of, write_whole, writing
 from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
@@ -319,10 +319,9 @@ class Store:
         """
         path = self._losses_path(experiment)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-                sample, said = file.metadata()["sample"], file.metadata().get("sha256")
-            if said not in (None, digest(tensors, sample, experiment.key)):  # None: of an earlier version
+            tensors, about = tensors_of(path)
+            sample = about["sample"]
+            if about.get("sha256") not in (None, digest(tensors, sample, experiment.key)):  # None: an earlier version's
                 raise ValueError("its checksum is not that of this experiment's losses")
             return {name: nll.double() for name, nll in tensors.items()}, sample
         except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:

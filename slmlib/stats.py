@@ -30,9 +30,18 @@ class Estimate:
         return int(copysign(1, self.effect)) if self.p <= LEVEL else 0
 
 
+def _t(free: float) -> float:
+    """Student's t that 2.5 % exceed."""
+    return float(stdtrit(free, 0.975))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) / sqrt(len(values))
+
+
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval of a mean, by Student's t; needs two values or more."""
-    return float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / sqrt(len(values)))
+    return _t(len(values) - 1) * _standard_error(values)
 
 
 def paired(differences: Sequence[float]) -> Estimate | None:
@@ -77,14 +86,14 @@ def unpaired_pooled(
 def _estimate(effect: float, error: float, free: float, spread: float, seeds: Sequence[float]) -> Estimate:
     if not error:  # all the same: equals are no evidence, and any other difference is beyond doubt
         return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0)
-    half = float(stdtrit(free, 0.975)) * error
+    half = _t(free) * error
     p = float(2 * stdtr(free, -abs(effect) / error))
     return Estimate(float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread))
 
 
 def equivalence(differences: Sequence[float], margin: float) -> float:
     """p of two one-sided t tests (Schuirmann, 1987): small if the mean difference is within ± ``margin``."""
-    error, free = np.std(differences, ddof=1) / sqrt(len(differences)), len(differences) - 1
+    error, free = _standard_error(differences), len(differences) - 1
     beyond = abs(fmean(differences)) - margin
     return float(stdtr(free, beyond / error)) if error else float(beyond >= 0)
 
@@ -107,7 +116,7 @@ def corrected(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 def prediction_half(sd: float, n: int) -> float:
     """Half the 95 % prediction interval for one further value, around the mean of n with that s.d."""
-    return float(stdtrit(n - 1, 0.975) * sd * sqrt(1 + 1 / n))
+    return _t(n - 1) * sd * sqrt(1 + 1 / n)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def lowest(curve: Mapping[float, Sequence[float]]) -> Lowest | None:
     design = np.stack([np.ones(len(x)), x - middle, (x - middle) ** 2], axis=1)
     a = np.linalg.solve(design.T @ design, design.T @ y)
     covariance = np.linalg.inv(design.T @ design) * ((y - design @ a) ** 2).sum() / free
-    t = float(stdtrit(free, 0.975))
+    t = _t(free)
     if a[2] <= t * covariance[2, 2] ** 0.5:
         return None
     vertex = -a[1] / (2 * a[2])
@@ -155,7 +164,7 @@ class PowerLaw:
 
     def exponent(self) -> tuple[float, float, float]:
         """b, with the ends of its 95 % interval."""
-        half = float(stdtrit(self.free, 0.975)) * self.covariance[1, 1] ** 0.5
+        half = _t(self.free) * self.covariance[1, 1] ** 0.5
         return -self.fitted[1], -self.fitted[1] - half, -self.fitted[1] + half
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import mixing, recipes
-from .checkpoints import digest, write_whole
+from .checkpoints import digest, tensors_of, write_whole
 from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
@@ -227,9 +227,7 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         ValueError: if the file is not one that ``keep`` wrote, or damaged.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors, about = tensors_of(path)
         if about.get("sha256") not in (None, _checksum(tensors, about)):  # None: of an earlier version
             raise ValueError("its checksum is not that of what it holds")
         vocabulary = Vocabulary(tuple(json.loads(about["vocabulary"])), about["unit"])

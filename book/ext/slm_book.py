@@ -147,11 +147,11 @@ def mend_pages(site):
         text = re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text)
         for old, new in MENDED.items():
             text = text.replace(old, new)
-        parts = re.split(r"(<article.*</article>)", text, flags=re.DOTALL)  # around it the theme indents by kilobytes
-        text = "".join(p if p.startswith("<article") else re.sub(r"\n\s+", "\n", p) for p in parts)
-        first = re.search("<meta[^>]*>|$", text).end()  # which says the encoding
-        text = text[:first] + policy(text) * bool(first) + text[first:]
-        page.write_text(text, encoding="utf-8")
+        parts = re.split(r"(<article.*</article>)", text, flags=re.DOTALL)
+        parts[::2] = [re.sub(r"\n\s+", "\n", part) for part in parts[::2]]  # the theme indents by kilobytes
+        first = re.search("<meta[^>]*>|$", parts[0]).end()  # which says the encoding
+        tag = policy("".join(parts[::2])) * bool(first)
+        page.write_text(parts[0][:first] + tag + "".join((parts[0][first:], *parts[1:])), encoding="utf-8")
     style = site / "_static/styles/pydata-sphinx-theme.css"
     rules = re.compile(r'(?:\.fa-[\w-]+:before,?)+\{content:"[^"]*"\}')
     text = style.read_text(encoding="utf-8")
@@ -159,12 +159,11 @@ def mend_pages(site):
     style.write_text(used, encoding="utf-8")
 
 
-def policy(text):
+def policy(theme):
     """The tag with ``POLICY`` for a page: what runs in it is what stands outside its article, by the theme's hand.
 
     What a corpus, a record or a model has in its text would stand in the article.
     """
-    theme = text.partition("<article")[0] + text.rpartition("</article>")[2]
     inline = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", theme, re.DOTALL)
     inline += re.findall(r'\son[a-z]+="([^"]*)"', theme)
     hashes = {f" 'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" for code in inline}
