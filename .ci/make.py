@@ -266,8 +266,10 @@ def test():
         python("-m", "ruff", "format", "--check", *places)
         before = digest(["book"])
         slow = "--durations=30"  # where the time goes
-        with alongside("-m", "pytest", "tests", "--ignore=tests/test_site.py", "--ignore=tests/test_ways_in.py", slow):
+        other = [f"--ignore=tests/{name}" for name in ("test_site.py", "test_ways_in.py", "faults")]
+        with alongside("-m", "pytest", "tests", *other, slow):
             python("-m", "pytest", "--nbmake", "book/", slow, env=bare())
+            python("-m", "pytest", "tests/faults", slow)
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()

@@ -101,8 +101,7 @@ def command_line(*arguments, stdout=subprocess.PIPE, **environment):
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-@pytest.mark.parametrize("command", ["verdicts", "status"])
+@pytest.mark.parametrize(("command", "encoding"), [("verdicts", "cp1252"), ("status", "ascii")])
 def test_what_is_redirected_is_utf_8_whatever_the_locale(command, encoding):
     plain, other = command_line(command), command_line(command, PYTHONIOENCODING=encoding)
     assert plain.returncode == other.returncode == 0 and other.stdout == plain.stdout
