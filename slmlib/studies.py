@@ -179,8 +179,9 @@ def gain(seeds: int, found: Found) -> list[Experiment]:
     return wanted
 
 
-#: Budgets of the isoFLOP curves in FLOPs; the rule is fitted to the first two and tested on the last.
-SHAPE_BUDGETS = (3e11, 3e12, 1e13)
+#: Budgets of the isoFLOP curves in FLOPs, and how many seeds each has at most; the rule is fitted to the first two and tested
+#: on the last.
+SHAPE_SEEDS = {3e11: 3, 3e12: 2, 1e13: 1}
 #: The models compared at each budget: widths of four blocks; blocks and width of about equal size; contexts.
 WIDTHS = {3e11: (24, 32, 48, 64, 96), 3e12: (32, 48, 64, 96, 128), 1e13: (48, 64, 96, 128, 192)}
 ALIKE = {
@@ -212,8 +213,8 @@ def shapes(seeds: int = SEEDS) -> list[Experiment]:
     """Depth, width and context under a budget, with all else as validation chose it for 10¹³ FLOPs."""
     return [
         shaped(budget, *shape, seed)
-        for budget in SHAPE_BUDGETS
-        for seed in each_seed(seeds)
+        for budget, most in SHAPE_SEEDS.items()
+        for seed in each_seed(min(seeds, most))
         for shape in dict.fromkeys(shape for curve in curves(budget).values() for shape in curve.values())
     ]
 

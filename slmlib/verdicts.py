@@ -389,9 +389,9 @@ def minima(found: Found) -> dict[tuple[str, float], Lowest | None]:
     Of the curves whose runs are all there; None where a curve has no lowest point that is beyond chance.
     """
     there = {}
-    for budget in studies.SHAPE_BUDGETS:
+    for budget, seeds in studies.SHAPE_SEEDS.items():
         for name, curve in studies.curves(budget).items():
-            runs = {x: [studies.shaped(budget, *shape, s) for s in range(studies.SEEDS)] for x, shape in curve.items()}
+            runs = {x: [studies.shaped(budget, *shape, s) for s in range(seeds)] for x, shape in curve.items()}
             if all(run in found for seeds in runs.values() for run in seeds):
                 there[name, budget] = lowest({x: [min(found[r].valid) for r in seeds] for x, seeds in runs.items()})
     return there

@@ -18,7 +18,7 @@ def test_every_record_is_one_that_its_study_asks_for(suite):
 
 
 @pytest.mark.parametrize(
-    "suite", sorted(set(studies.SUITES) - {"frontier", "today", "gain", "words-today", "words-together"})
+    "suite", sorted(set(studies.SUITES) - {"frontier", "today", "gain", "shapes", "words-today", "words-together"})
 )
 def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     one, three = studies.SUITES[suite](1, {}), studies.SUITES[suite](3, {})
@@ -90,14 +90,13 @@ def test_words_are_searched_from_their_start_and_the_choice_costs_what_it_says(n
 
 
 def test_shapes_cost_what_their_budget_says():
-    for budget in studies.SHAPE_BUDGETS:
-        of = [e for e in studies.shapes(1) if e.flops() == pytest.approx(budget, rel=2e-3)]
-        assert len(of) > 10
-        assert len({(e.model.layers, e.model.d_model, e.model.context) for e in of}) == len(of)
-    assert len(studies.shapes(1)) == sum(
-        len([e for e in studies.shapes(1) if e.flops() == pytest.approx(budget, rel=2e-3)])
-        for budget in studies.SHAPE_BUDGETS
-    )
+    all_of_them = studies.shapes()
+    for budget, seeds in studies.SHAPE_SEEDS.items():
+        of = [e for e in all_of_them if e.flops() == pytest.approx(budget, rel=2e-3)]
+        shapes = {(e.model.layers, e.model.d_model, e.model.context) for e in of}
+        assert len(shapes) > 10 and len(of) == seeds * len(shapes)
+        all_of_them = [e for e in all_of_them if e not in of]
+    assert not all_of_them
 
 
 @pytest.mark.parametrize("chain", [True, False])
@@ -120,12 +119,12 @@ def test_a_change_is_worth_what_it_takes_off_the_loss_of_the_one_before_or_of_to
 
 
 def test_a_budgets_curves_are_lowest_where_validation_says_and_only_when_all_runs_are_there():
-    budget, other, *_ = studies.SHAPE_BUDGETS
+    budget, other, *_ = studies.SHAPE_SEEDS
     best = {"width": 40, "blocks": 2.5, "context": 40}
     records = {}
     for name, curve in studies.curves(budget).items():
         for x, shape in curve.items():
-            for seed in range(studies.SEEDS):
+            for seed in range(studies.SHAPE_SEEDS[budget]):
                 loss = 2 + 0.1 * log2(x / best[name]) ** 2 + 0.001 * seed
                 records.setdefault(studies.shaped(budget, *shape, seed), SimpleNamespace(valid=[9.0, loss]))
     one = studies.shaped(other, *next(iter(studies.curves(other)["width"].values())), 0)
