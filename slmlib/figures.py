@@ -14,7 +14,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
 from .checks import explain
-from .stats import Estimate, half_interval
+from .stats import Estimate, Lowest, half_interval
 from .training import History
 
 INK, PALE = "#3d3d3d", "#767676"  # text, and what stands back: both at least 4.5 : 1 on the page
@@ -112,6 +112,7 @@ def lines(
     points: Mapping[str, tuple[float, float]] | None = None,
     reported: Mapping[float, float] | None = None,
     ylim: tuple[float, float] | None = None,
+    lowest: Mapping[str, Lowest] | None = None,
 ) -> Figure:
     """Loss against something, a labelled line a series; where a value has several seeds, through their means.
 
@@ -122,6 +123,7 @@ def lines(
         levels: name -> NLL, drawn as dotted lines.
         points: name -> (x, NLL), hollow; a name that begins with an underscore is not written.
         reported: x -> the paper's figure, hollow, labelled *the paper*.
+        lowest: label of a series -> where it is lowest, drawn as a bar over the interval.
     """
     if len(series) > 5:
         raise ValueError(f"{len(series)} lines in one panel cannot be told apart: draw at most five")
@@ -137,6 +139,9 @@ def lines(
         ax.errorbar(list(runs), means, half if any(half) else None, color=colour, ms=5, capsize=3, elinewidth=1.2,
                     marker=marker if len(runs) <= 20 else None)  # fmt: skip
         ends[label] = (max(runs), means[-1], colour)
+        if low := (lowest or {}).get(label):
+            ax.plot([low.low, low.high], [low.loss] * 2, color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+            ax.plot(low.at, low.loss, "|", color=colour, ms=14, mew=2)
     _scale(ax, scale, sorted({x for line in series.values() for x in line}))
     for name, (x, y) in (points or {}).items():
         ax.plot(x, y, "o", ms=7, mec=PALE, mfc="none", mew=1.4)

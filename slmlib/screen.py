@@ -153,7 +153,7 @@ def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
     """
     there = path.read_text(encoding="utf-8")
     if any(there.count(mark) != 1 for mark in marks):
-        raise ValueError(f"{path} must hold each of these lines once: {marks[0].strip()} and {marks[1].strip()}")
+        raise ValueError(f"{path} must hold each of these once: {marks[0]!r} and {marks[1]!r}")
     before, _, rest = there.partition(marks[0])
     write_whole(path, (before + marks[0] + text + marks[1] + rest.partition(marks[1])[2]).encode())
 

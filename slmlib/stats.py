@@ -121,12 +121,17 @@ def prediction_half(sd: float, n: int) -> float:
 
 @dataclass(frozen=True)
 class Lowest:
-    """Where a curve is lowest, on the scale of x, with its 95 % interval."""
+    """Where a curve is lowest, on the scale of x, with its 95 % interval, which is even in log x."""
 
     at: float
     low: float
     high: float
-    error: float  # standard error of log2(at)
+    loss: float
+
+    @property
+    def half(self) -> float:
+        """Half the interval of log2(at)."""
+        return float(np.log2(self.high / self.at))
 
 
 def lowest(curve: Mapping[float, Sequence[float]]) -> Lowest | None:
@@ -149,8 +154,29 @@ def lowest(curve: Mapping[float, Sequence[float]]) -> Lowest | None:
         return None
     vertex = -a[1] / (2 * a[2])
     slope = np.array([0, -1 / (2 * a[2]), -vertex / a[2]])
-    error = float(slope @ covariance @ slope) ** 0.5
-    return Lowest(*(float(2 ** (middle + vertex + k * t * error)) for k in (0, -1, 1)), error)
+    half = t * float(slope @ covariance @ slope) ** 0.5
+    ends = (float(2 ** (middle + vertex + k * half)) for k in (0, -1, 1))
+    return Lowest(*ends, loss=float(a[0] - a[1] ** 2 / (4 * a[2])))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """By what power of a budget the lowest point moves, and where it is expected at a third one; 95 % intervals."""
+
+    power: tuple[float, float, float]  # itself, low, high
+    expected: tuple[float, float, float]
+
+
+def growth(lowest: Mapping[float, Lowest], budget: float) -> Growth:
+    """The power law through the lowest points at two budgets, carried to another; their errors are independent."""
+    (first, a), (second, b) = lowest.items()
+    doublings, share = np.log2(second / first), np.log2(budget / first) / np.log2(second / first)
+    power, its_half = np.log2(b.at / a.at) / doublings, np.hypot(a.half, b.half) / doublings
+    half = np.hypot((1 - share) * a.half, share * b.half)
+    at = np.log2(a.at) + share * np.log2(b.at / a.at)
+    return Growth(
+        tuple(float(power + k * its_half) for k in (0, -1, 1)), tuple(float(2 ** (at + k * half)) for k in (0, -1, 1))
+    )
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,8 @@ def gain(seeds: int, found: Found) -> list[Experiment]:
     return wanted
 
 
-#: Budgets of the isoFLOP curves in FLOPs, and how many seeds each has at most; the rule is fitted to the first two and tested
-#: on the last.
+#: Budgets of the isoFLOP curves in FLOPs, and how many seeds each has at most; the rule is fitted to the first two
+#: and tested on the last.
 SHAPE_SEEDS = {3e11: 3, 3e12: 2, 1e13: 1}
 #: The models compared at each budget: widths of four blocks; blocks and width of about equal size; contexts.
 WIDTHS = {3e11: (24, 32, 48, 64, 96), 3e12: (32, 48, 64, 96, 128), 1e13: (48, 64, 96, 128, 192)}

@@ -102,8 +102,20 @@ def test_where_a_curve_is_lowest_is_found_and_its_interval_covers_it():
         return {k: 2 + bend * np.log2(k / 48) ** 2 + noise * generator.normal(size=3) for k in x}
 
     exact = stats.lowest(curve(1e-9))
-    assert (exact.at, exact.low, exact.high) == pytest.approx((48, 48, 48), rel=1e-6)
+    assert (exact.at, exact.low, exact.high, exact.loss) == pytest.approx((48, 48, 48, 2), rel=1e-6)
     covered = [low.low < 48 < low.high for low in (stats.lowest(curve(0.01)) for _ in range(400))]
     assert 0.92 < np.mean(covered) < 0.98
     assert stats.lowest(curve(1e-3, bend=-0.05)) is None
     assert np.mean([stats.lowest(curve(0.01, bend=0.0)) is None for _ in range(200)]) > 0.95
+
+
+def test_what_two_lowest_points_say_of_a_third_covers_it():
+    x = np.array([16, 32, 64, 128, 256.0])
+    generator = np.random.default_rng(1)
+
+    def at(best):
+        return stats.lowest({k: 2 + 0.05 * np.log2(k / best) ** 2 + 0.01 * generator.normal(size=3) for k in x})
+
+    found = [stats.growth({1e10: at(32), 1e11: at(32 * 10**0.3)}, 1e12) for _ in range(400)]
+    assert 0.92 < np.mean([low < 0.3 < high for _, low, high in (g.power for g in found)]) < 0.99
+    assert 0.92 < np.mean([low < 32 * 10**0.6 < high for _, low, high in (g.expected for g in found)]) < 0.99
