@@ -200,13 +200,16 @@ def shaped(budget: float, layers: int, width: int, context: int, seed: int) -> E
 
 
 def curves(budget: float) -> dict[str, dict[int, tuple[int, int, int]]]:
-    """What is compared at a budget, by what varies and its value: blocks, width, context."""
+    """What is compared at a budget, by what varies and its value: (blocks, width, context). At 10¹³ no contexts."""
     middle = ALIKE[budget][2]
-    return {
+    there = {
         "width": {width: (4, width, _SHAPE_CONTEXT) for width in WIDTHS[budget]},
         "blocks": {layers: (layers, width, _SHAPE_CONTEXT) for layers, width in ALIKE[budget]},
         "context": {context: (*middle, context) for context in SHAPE_CONTEXTS},
     }
+    if budget == 1e13:
+        del there["context"]
+    return there
 
 
 def shapes(seeds: int = SEEDS) -> list[Experiment]:

@@ -94,7 +94,7 @@ def test_shapes_cost_what_their_budget_says():
     for budget, seeds in studies.SHAPE_SEEDS.items():
         of = [e for e in all_of_them if e.flops() == pytest.approx(budget, rel=2e-3)]
         shapes = {(e.model.layers, e.model.d_model, e.model.context) for e in of}
-        assert len(shapes) > 10 and len(of) == seeds * len(shapes)
+        assert len(shapes) > 7 and len(of) == seeds * len(shapes)
         all_of_them = [e for e in all_of_them if e not in of]
     assert not all_of_them
 

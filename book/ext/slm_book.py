@@ -137,14 +137,19 @@ def leave_out(site):
 def mend_pages(site):
     """``MENDED``; a content-security policy; and no script that a page does not need.
 
-    The theme's script of 1,500 icons draws what its style sheet draws without it, and of those few are used.
+    The theme's script of 1,500 icons draws what its style sheet draws without it, and of those few are used. It loads
+    the index of the search everywhere, for results while one types, which are not asked for.
     """
     icons = set()
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         icons.update(re.findall(r"\bfa-[\w-]+", text))
-        needless = "fontawesome" if 'data-explorer="models"' in text else "fontawesome|models"
-        text = re.sub(rf"<script[^>]*/({needless})\.js[^>]*></script>", "", text)
+        needless = ["fontawesome"]
+        if 'data-explorer="models"' not in text:
+            needless.append("models")
+        if page.name != "search.html":
+            needless += ["searchtools", "language_data", "searchindex"]
+        text = re.sub(rf"<script[^>]*/({'|'.join(needless)})\.js[^>]*></script>", "", text)
         for old, new in MENDED.items():
             text = text.replace(old, new)
         parts = re.split(r"(<article.*</article>)", text, flags=re.DOTALL)
