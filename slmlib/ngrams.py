@@ -184,19 +184,31 @@ class KneserNey:
             ValueError: as ``nll`` does.
         """
         _needs_fit(self, self._levels)
-        context = _checked(context, self.vocab_size, name="context")[max(0, len(context) - self.order + 1) :]
-        every = np.arange(self.vocab_size)
-        p = np.full(self.vocab_size, 1 / self.vocab_size)
-        history, numbers = 0, np.zeros(self.vocab_size, np.int64)  # of the context's end, and of it with each token
-        for n, level in enumerate(self._levels[: len(context) + 1], start=1):
-            first = every if n == 1 else np.full(self.vocab_size, context[len(context) - n + 1])
+        return self.next_tokens(token_ids(context, self.vocab_size, "context")[None])[0]
+
+    def next_tokens(self, contexts: Tensor) -> Tensor:
+        """p of every token after each of B contexts of T ids, (B, T), of which the last n - 1 count: (B, V) float64.
+
+        Raises:
+            ValueError: as ``nll`` does, but for contexts that are not 2-D.
+        """
+        _needs_fit(self, self._levels)
+        if contexts.dim() != 2:
+            raise ValueError(f"contexts must be 2-D, got shape {tuple(contexts.shape)}")
+        flat = _checked(contexts.flatten(), self.vocab_size, name="contexts")
+        contexts = flat.reshape(contexts.shape)[:, max(0, contexts.size(1) - self.order + 1) :]
+        B, T, every = *contexts.shape, np.arange(self.vocab_size)
+        p = np.full((B, self.vocab_size), 1 / self.vocab_size)
+        history = np.zeros(B, np.int64)  # number of each context's end
+        numbers = np.zeros(p.shape, np.int64)  # and of it with each token
+        for n, level in enumerate(self._levels[: T + 1], start=1):
+            first = every if n == 1 else contexts[:, T - n + 1, None]
             at, seen = _find(level.keys, numbers, first, self.vocab_size)
-            p = _interpolate(level, np.full(self.vocab_size, history), np.where(seen, level.discounted[at], 0.0), p)
+            p = _interpolate(level, history[:, None], np.where(seen, level.discounted[at], 0.0), p)
             numbers = np.where(seen, at, -1)
-            if n <= len(context):  # the history of the next order: the last n tokens of the context
-                token = np.array([context[len(context) - n]])
-                at, seen = _find(level.keys, np.array([history]), token, self.vocab_size)
-                history = int(at[0]) if seen[0] else -1
+            if n <= T:  # the history of the next order: the last n tokens of the context
+                at, seen = _find(level.keys, history, contexts[:, T - n], self.vocab_size)
+                history = np.where(seen, at, -1)
         return torch.from_numpy(p)
 
     def generate(

@@ -172,6 +172,16 @@ def test_only_the_last_tokens_of_the_context_count():
     torch.testing.assert_close(model.next_token(ids[:50]), model.next_token(ids[48:50]))
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 5])
+def test_many_contexts_at_once_are_those_one_by_one(length):
+    ids = torch.randint(5, (200,), generator=torch.Generator().manual_seed(1))
+    model = KneserNey(3, 6).fit(ids)
+    contexts = torch.randint(6, (20, length), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(model.next_tokens(contexts), torch.stack([model.next_token(c) for c in contexts]))
+    with pytest.raises(ValueError, match="contexts must be 2-D"):
+        model.next_tokens(ids)
+
+
 def test_kneser_ney_writes_what_it_has_read():
     ids = torch.tensor([0, 1, 2, 3] * 50)
     model = KneserNey(3, 4).fit(ids)
