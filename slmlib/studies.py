@@ -181,7 +181,7 @@ def gain(seeds: int, found: Found) -> list[Experiment]:
 
 #: Budgets of the isoFLOP curves in FLOPs, and how many seeds each has at most; the rule is fitted to the first two
 #: and tested on the last.
-SHAPE_SEEDS = {3e11: 3, 3e12: 2, 1e13: 1}
+SHAPE_SEEDS = {3e11: 3, 3e12: 2, 1e13: 2}
 #: The models compared at each budget: widths of four blocks; blocks and width of about equal size; contexts.
 WIDTHS = {3e11: (24, 32, 48, 64, 96), 3e12: (32, 48, 64, 96, 128), 1e13: (48, 64, 96, 128, 192)}
 ALIKE = {
@@ -212,13 +212,22 @@ def curves(budget: float) -> dict[str, dict[int, tuple[int, int, int]]]:
     return there
 
 
+def by_all_validation(width: int) -> Experiment:
+    """A width of ``curves(3e12)``, seed 0, validated on all of the validation split: the play that training ends in too."""
+    run = shaped(3e12, 4, width, _SHAPE_CONTEXT, 0)
+    return replace(run, training=replace(run.training, valid_from=recipes.FIRST_SCORED))
+
+
 def shapes(seeds: int = SEEDS) -> list[Experiment]:
     """Depth, width and context under a budget, with all else as validation chose it for 10¹³ FLOPs."""
     return [
-        shaped(budget, *shape, seed)
-        for budget, most in SHAPE_SEEDS.items()
-        for seed in each_seed(min(seeds, most))
-        for shape in dict.fromkeys(shape for curve in curves(budget).values() for shape in curve.values())
+        *(
+            shaped(budget, *shape, seed)
+            for budget, most in SHAPE_SEEDS.items()
+            for seed in each_seed(min(seeds, most))
+            for shape in dict.fromkeys(shape for curve in curves(budget).values() for shape in curve.values())
+        ),
+        *(by_all_validation(width) for width in WIDTHS[3e12] if seeds),
     ]
 
 
