@@ -87,6 +87,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert 120 < found["early_all_times"] < 160, found
     chain = {name: e.effect for name, e in gains(evidence.gain, True).items()}
     assert len(chain) == 15 and 2 * sorted(chain.values())[-2] < found["small_batches"] == max(chain.values()), chain
+    assert found["narrow"] < found["wide"] and 2 < found["heavier"] < 10**0.5, found
     assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
     return found
 

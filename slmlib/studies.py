@@ -213,7 +213,7 @@ def curves(budget: float) -> dict[str, dict[int, tuple[int, int, int]]]:
 
 
 def by_all_validation(width: int) -> Experiment:
-    """A width of ``curves(3e12)``, seed 0, validated on all of the validation split: the play that training ends in too."""
+    """A width of ``curves(3e12)``, seed 0, validated on the whole split: on the play in which training ends, too."""
     run = shaped(3e12, 4, width, _SHAPE_CONTEXT, 0)
     return replace(run, training=replace(run.training, valid_from=recipes.FIRST_SCORED))
 

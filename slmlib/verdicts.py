@@ -47,6 +47,7 @@ class Evidence:
     cells: Cells
     today: Mapping[tuple[str, float], list[Record]] = field(default_factory=dict)  # recipes.runs: of today's training
     gain: Found = field(default_factory=dict)  # of the changes that lead there
+    shapes: Found = field(default_factory=dict)  # and of its depths, widths and contexts
 
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Evidence":
@@ -56,8 +57,8 @@ class Evidence:
         }
         cells = frontier.cells(Store(folder / "frontier").found())
         today = recipes.runs(Store(folder / "today").found())
-        gain = Store(folder / "gain").found()
-        return cls(paper.records(Store(folder / "paper")), others, cells, today, gain)
+        gain, shapes = (Store(folder / suite).found() for suite in ("gain", "shapes"))
+        return cls(paper.records(Store(folder / "paper")), others, cells, today, gain, shapes)
 
     def runs(self, label: str) -> Mapping[int, Record]:
         """Records by seed: of a run of the paper by its label, or of another by the label in ``OTHERS``."""
@@ -455,7 +456,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         for runs in (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))
     )
     trained = evidence.paper["Transformer"].values()
-    gaps = spreads(evidence)
+    gaps, lowest = spreads(evidence), minima(evidence.shapes)
+    narrow, wide = (lowest["width", budget].at for budget in (3e11, 3e12))
     return {
         "agree": agree["0.03 nats"],
         "agree_sd": agree["3 s.d."],
@@ -474,6 +476,9 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "every": every.loss,
         "single": single.loss,
         "small_batches": gains(evidence.gain, True)["batches of 512 characters"].effect,
+        "narrow": narrow,
+        "wide": wide,
+        "heavier": (wide / narrow) ** 2,  # as weights go
         "uncapped": capped - whole,
         "largest": fmean(r.test_nll_whole for r in evidence.today["blocks", 3e13]),
         "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),
