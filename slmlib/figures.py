@@ -118,7 +118,7 @@ def lines(
 
     Args:
         series: ``{label: {x: NLL or the NLL of each seed}}``, at most five (ValueError); each seed is a dot, bars are
-            95 % intervals (Student's t).
+            95 % intervals (Student's t) of three seeds or more.
         scale: of x, ``log2``, ``log`` or ``linear``.
         levels: name -> NLL, drawn as dotted lines.
         points: name -> (x, NLL), hollow; a name that begins with an underscore is not written.
@@ -134,7 +134,7 @@ def lines(
         for x, seeds in runs.items():
             if len(seeds) > 1:
                 ax.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.6)
-        half = [half_interval(seeds) if len(seeds) > 1 else 0.0 for seeds in runs.values()]
+        half = [half_interval(seeds) if len(seeds) > 2 else 0.0 for seeds in runs.values()]
         means = [float(y.mean()) for y in runs.values()]
         ax.errorbar(list(runs), means, half if any(half) else None, color=colour, ms=5, capsize=3, elinewidth=1.2,
                     marker=marker if len(runs) <= 20 else None)  # fmt: skip
