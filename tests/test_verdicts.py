@@ -39,6 +39,11 @@ def counting():
         pytest.skip("Tiny Shakespeare cannot be had here")
 
 
+@pytest.fixture(scope="module")
+def mixed(counting):
+    return screen.mixtures(load_corpus("tiny_shakespeare"))
+
+
 def verdict(some, claim, reading="paper"):
     (found,) = [v for v in some if (v.claim, v.reading) == (claim, reading) and v.flops is None]
     return found
@@ -248,9 +253,9 @@ def test_the_table_has_a_row_a_claim_and_a_number_a_cell_at_most(judged):
     assert all(cell.strip() == "–" or len(cell.split()) == 2 for row in rows for cell in row[2:5])
 
 
-def test_readme_and_intro_show_what_the_records_say(evidence, counting):
+def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
     template = (ROOT / "book/assets/first-screen.md").read_text(encoding="utf-8")
-    said = screen.fill(template, evidence, counting, screen.mixtures(load_corpus("tiny_shakespeare")))
+    said = screen.fill(template, evidence, counting, mixed)
     for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
         text = (ROOT / page).read_text(encoding="utf-8")
         shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
@@ -264,7 +269,9 @@ def test_a_first_screen_that_would_not_be_true_is_refused(evidence):
             screen.numbers(evidence, counting, {"mixed_tiny": mixed, "mixed_large": 1.55})
 
 
-def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypatch, counting):
+def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypatch, evidence, mixed):
+    monkeypatch.setattr(Evidence, "read", lambda folder: evidence)
+    monkeypatch.setattr(screen, "mixtures", lambda corpus: mixed)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book/assets").mkdir(parents=True)
     template = (ROOT / "book/assets/first-screen.md").read_bytes()
