@@ -494,6 +494,7 @@ def test_search_finds_from_disk(page):
         ("self-attention", "05-attention"),
         ("transformer", "06-transformer"),
         ("verdicts", "12-verdicts"),
+        ("Kneser-Ney", "02-counting"),
     ],
 )
 def test_search_puts_the_chapter_first(page, query, first):

@@ -1,4 +1,5 @@
-// In a search: chapters before the package's own names, and first those whose title has a word that is asked for.
+// In a search: chapters before the package's own names, and first those whose title has a word that is asked for;
+// else the earlier, which says what it is.
 var Scorer = {
   objNameMatch: 3,
   objPartialMatch: 2,
@@ -8,8 +9,10 @@ var Scorer = {
   partialTitle: 7,
   term: 5,
   partialTerm: 2,
-  score([, title, anchor, , score]) {
+  score([page, title, anchor, , score]) {
     const words = new URLSearchParams(location.search).get("q").toLowerCase().split(/\s+/);
-    return score + (!anchor && words.some((word) => title.toLowerCase().includes(word)) ? 20 : 0);
+    const named = !anchor && words.some((word) => title.toLowerCase().includes(word));
+    const [, chapter] = page.match(/\/(\d+)-/) ?? [];
+    return score + (named ? 20 : 0) + (chapter ? 1 - chapter / 100 : 0);
   },
 };
