@@ -103,17 +103,18 @@ def averaged(networks: Sequence[Losses]) -> dict[str, Tensor]:
     }
 
 
-def together(networks: Sequence[Losses], counting: Mapping[str, Counted]) -> dict[str, Tensor]:
+def together(networks: Sequence[Losses], counting: Mapping[str, Counted], by_history: bool = True) -> dict[str, Tensor]:
     """The losses of a gate, learnt on "valid", over the counts and the networks' ensemble; over counts alone for none.
 
-    They are of the tokens that were counted, in their order.
+    They are of the tokens that were counted, in their order. If not ``by_history``, its weights are the same always.
     """
     network = averaged(networks) if networks else None
     nll = {
         name: torch.cat((*([network[name][:, None]] if network else []), of.nll), 1) for name, of in counting.items()
     }
-    gate = Gate(counting["valid"].features, nll["valid"])
-    return {name: gate.nll(of.features, nll[name]) for name, of in counting.items()}
+    x = {name: of.features if by_history else torch.ones(len(of.features), 1) for name, of in counting.items()}
+    gate = Gate(x["valid"], nll["valid"])
+    return {name: gate.nll(x[name], of) for name, of in nll.items()}
 
 
 explain(globals())

@@ -81,6 +81,17 @@ def test_the_gate_is_learnt_on_validation_alone(corpus):
     assert bad["test"].mean() == pytest.approx(alone["test"].mean().item(), rel=0.1)
 
 
+@pytest.mark.parametrize("by_history", [True, False])
+def test_without_regard_to_the_history_all_weights_are_the_same(corpus, by_history):
+    counting = mixing.counted(corpus, LOOKS, 8, (3,))
+    other = {name: of.nll[:, 0] + torch.linspace(-0.5, 0.5, len(of.nll)) for name, of in counting.items()}
+    mixed = mixing.together([other], counting, by_history)["test"]
+    p, q, both = ((-of).exp().double() for of in (other["test"], counting["test"].nll[:, 0], mixed))
+    told_apart = (p - q).abs() > 0.01
+    weight = ((both - q) / (p - q))[told_apart]
+    assert bool(weight.std() < 1e-6) is not by_history and 0 < weight.mean() < 1
+
+
 def test_a_store_that_keeps_losses_has_them_beside_each_record(tmp_path):
     training = TrainingConfig(epochs=1, windows_per_epoch=64, eval_windows=400, eval_stride=7, whole_stride=50)
     experiment = Experiment("python-docs", MLPConfig(4, 4, 8), training, 0)
