@@ -158,7 +158,7 @@ def mend_pages(site):
             needless.append("models")
         if page.name != "search.html":
             needless += ["searchtools", "language_data", "searchindex"]
-        text = re.sub(rf"<script[^>]*/({'|'.join(needless)})\.js[^>]*></script>", "", text)
+        text = re.sub(rf"<script[^>]*\b({'|'.join(needless)})\.js[^>]*></script>", "", text)
         for old, new in MENDED.items():
             text = text.replace(old, new)
         parts = re.split(r"(<article.*</article>)", text, flags=re.DOTALL)
