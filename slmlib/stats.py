@@ -170,7 +170,8 @@ class Growth:
 def growth(lowest: Mapping[float, Lowest], budget: float) -> Growth:
     """The power law through the lowest points at two budgets, carried to another; their errors are independent."""
     (first, a), (second, b) = lowest.items()
-    doublings, share = np.log2(second / first), np.log2(budget / first) / np.log2(second / first)
+    doublings = np.log2(second / first)
+    share = np.log2(budget / first) / doublings
     power, its_half = np.log2(b.at / a.at) / doublings, np.hypot(a.half, b.half) / doublings
     half = np.hypot((1 - share) * a.half, share * b.half)
     at = np.log2(a.at) + share * np.log2(b.at / a.at)

@@ -456,8 +456,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         for runs in (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))
     )
     trained = evidence.paper["Transformer"].values()
-    gaps, lowest = spreads(evidence), minima(evidence.shapes)
-    narrow, wide = (lowest["width", budget].at for budget in (3e11, 3e12))
+    gaps, vertices = spreads(evidence), minima(evidence.shapes)
+    narrow, wide = (vertices["width", budget].at for budget in (3e11, 3e12))
     return {
         "agree": agree["0.03 nats"],
         "agree_sd": agree["3 s.d."],

@@ -111,8 +111,8 @@ def copy_mathjax(site):
     """Of the package's 24 MB: the TeX to HTML bundle, its fonts, and what its menu and rarer TeX commands load."""
     source = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static/mathjax"
     target = site / "_static/mathjax"
+    each_alone = ignore_patterns("all-packages.js")  # which would be the others once more
     for folder in ("a11y", "input/tex/extensions", "output/chtml/fonts/woff-v2"):
-        each_alone = ignore_patterns("all-packages.js")  # which would be the others once more
         copytree(source / folder, target / folder, dirs_exist_ok=True, ignore=each_alone)
     (target / "sre/mathmaps").mkdir(parents=True, exist_ok=True)
     for file in ("tex-chtml.js", "sre/mathmaps/base.json", "sre/mathmaps/en.json"):
