@@ -54,19 +54,21 @@ def each_seed(seeds: Any, first: int = 0) -> range:
     return range(first, integer("seeds", seeds, 0, MOST_SEEDS))
 
 
-def number(name: str, value: Any, positive: bool = False) -> float:
-    """That value as a ``float`` in [0, 1), or finite and above 0 if ``positive``. -0.0 becomes 0.0.
+def number(name: str, value: Any, positive: bool = False, zero: bool = False) -> float:
+    """That value as a ``float`` in [0, 1), or finite and above 0 (or 0, with ``zero``) if ``positive``.
+
+    -0.0 becomes 0.0.
 
     Raises:
         ValueError: if it is none; names it.
     """
     value = value.item() if isinstance(value, np.generic) else value
     ok = not isinstance(value, bool) and isinstance(value, Real)
-    ok = ok and (0 < value <= sys.float_info.max if positive else 0 <= value < 1)
+    least = 0 if zero else sys.float_info.min
+    ok = ok and (least <= value <= sys.float_info.max if positive else 0 <= value < 1)
     if not ok:
-        raise ValueError(
-            f"{name} must be a {'positive number' if positive else 'number in [0, 1)'}, got {short(value)}"
-        )
+        kind = "positive number" + " or 0" * zero if positive else "number in [0, 1)"
+        raise ValueError(f"{name} must be a {kind}, got {short(value)}")
     return float(value) + 0.0
 
 
@@ -111,7 +113,8 @@ class Checked:
     """A frozen dataclass whose fields are checked by their types and brought to Python's own.
 
     Integers are at least 1, or 0 where named in ``_may_be_zero``; numbers lie in [0, 1), or are positive where named in
-    ``_positive``; a ``Literal`` is one of its choices, anything else of its class; ``| None`` allows None.
+    ``_positive``, or 0 where named in both; a ``Literal`` is one of its choices, anything else of its class;
+    ``| None`` allows None.
 
     Raises:
         ValueError: for a field that is something else; names it, what it must be and what it was.
@@ -129,7 +132,7 @@ class Checked:
             if int in kinds:
                 value = integer(name, value, 0 if f.name in self._may_be_zero else 1)
             elif float in kinds:
-                value = number(name, value, f.name in self._positive)
+                value = number(name, value, f.name in self._positive, f.name in self._may_be_zero)
             elif bool in kinds:
                 if not isinstance(value, bool | np.bool_):
                     raise ValueError(f"{name} must be True or False, got {short(value)}")

@@ -231,10 +231,6 @@ def shapes(seeds: int = SEEDS) -> list[Experiment]:
     ]
 
 
-#: What the paper's word-level runs cost, as its code makes them, in FLOPs.
-WORD_FLOPS = {"ptb": 177_548_544 * 639_480, "wikitext-2": 195_426_048 * 639_480}
-
-
 class Words(NamedTuple):
     """A text of words: its corpus, how much of it is read, and where the search of its settings begins."""
 
@@ -244,25 +240,26 @@ class Words(NamedTuple):
     start: recipes.Point
 
 
+_START = {"rate": 2e-3, "batch": 8, "dropout": 0.0, "weight_decay": 0.1}
 #: By name; the first as the paper reads it, the others whole, sentences ended by ``<eos>``.
 WORDS = {
     "Penn Treebank, 80,000 words": Words(
-        "ptb", paper.WORD_CAP, 9_999, {"flops": 3e12, "shape": (2, 96), "batch": 16, "dropout": 0.3, "rate": 2e-3}
+        "ptb", paper.WORD_CAP, 9_999, _START | {"flops": 3e12, "shape": (2, 96), "batch": 16, "dropout": 0.3}
     ),
-    "Penn Treebank": Words(
-        "ptb-eos", None, 10_000, {"flops": 1e13, "shape": (2, 128), "batch": 16, "dropout": 0.1, "rate": 2e-3}
-    ),
-    "WikiText-2": Words(
-        "wikitext-2-eos", None, 33_278, {"flops": 1e13, "shape": (2, 96), "batch": 16, "dropout": 0.1, "rate": 2e-3}
-    ),
+    "Penn Treebank": Words("ptb-eos", None, 10_000, _START | {"flops": 1e13, "shape": (2, 128)}),
+    "WikiText-2": Words("wikitext-2-eos", None, 33_278, _START | {"flops": 1e13, "shape": (2, 96)}),
 }
 _WORD_LADDERS = {
     "rate": (1e-3, 2e-3, 4e-3, 8e-3),
     "dropout": (0.0, 0.1, 0.3, 0.5),
     "shape": ((1, 48), (1, 64), (1, 96), (2, 96), (2, 128), (3, 160), (4, 192)),  # blocks and their width
     "batch": (8, 16, 32),
-    "flops": (3e11, 1e12, 3e12, 1e13, 3e13),
+    "flops": (3e11, 1e12, 3e12, 1e13),
+    "weight_decay": (0.03, 0.1, 0.3, 1.0, 3.0),
 }
+#: Of training on a whole text, beside that at which all settings are sought: in which order the shape is. The paper's
+#: code spends 1.1e14 on Penn Treebank.
+_WORD_BUDGETS = ((3e13,), (3e12, 1e12))
 
 
 def of_words(name: str, point: recipes.Point, seed: int) -> Experiment:
@@ -279,18 +276,39 @@ def of_words(name: str, point: recipes.Point, seed: int) -> Experiment:
     test, valid = (16, 16) if seed == 0 else (1, 4)
     training = TrainingConfig(
         epochs=epochs, windows_per_epoch=windows, batch=point["batch"], scored="every", learning_rate=point["rate"],
-        optimiser="muon", muon_rate=1e-2, weight_decay=0.1, schedule="cosine", warmup=0.02,
+        optimiser="muon", muon_rate=1e-2, weight_decay=point["weight_decay"], schedule="cosine", warmup=0.02,
         eval_windows=paper.run("Penn Treebank").training.eval_windows if text.cap else None,
         eval_stride=test, valid_stride=valid, whole_stride=test,
     )  # fmt: skip
     return Experiment(text.corpus, model, training, seed, text.cap)
 
 
-def words_search(name: str, found: Found) -> tuple[recipes.Point | None, list[Experiment]]:
-    """The settings that validation chooses for one of ``WORDS``, None while not known, and the runs asked for."""
-    asked: list[Experiment] = []
-    start = WORDS[name].start
-    return recipes.descend(lambda p: of_words(name, p, 0), _WORD_LADDERS, start, found, asked, rounds=2), asked
+def words_search(name: str, found: Found) -> tuple[dict[float, recipes.Point], list[Experiment]]:
+    """By budget the settings that validation chooses for one of ``WORDS``, as far as known; and the runs asked for.
+
+    Under a cap the budget is a setting too. For a whole text all others are chosen at that of the start; at larger and
+    smaller ones the shape alone, from where its neighbour's ended.
+    """
+    text, asked, points = WORDS[name], [], {}
+
+    def chosen(point: recipes.Point, *settings: str) -> recipes.Point | None:
+        ladders = {setting: _WORD_LADDERS[setting] for setting in settings}
+        return recipes.descend(lambda p: of_words(name, p, 0), ladders, point, found, asked, rounds=2)
+
+    first = chosen(
+        text.start,
+        *(setting for setting in _WORD_LADDERS if text.cap or setting != "flops"),
+    )
+    if first is None or text.cap:
+        return ({first["flops"]: first} if first else {}), asked
+    points[first["flops"]] = first
+    for budgets in _WORD_BUDGETS:
+        point = first
+        for budget in budgets:
+            if (point := chosen({**point, "flops": budget}, "shape")) is None:
+                break
+            points[budget] = point
+    return points, asked
 
 
 def words_today(seeds: int, found: Found) -> list[Experiment]:
@@ -298,11 +316,17 @@ def words_today(seeds: int, found: Found) -> list[Experiment]:
     return [run for name in WORDS for run in words_search(name, found)[1]]
 
 
-def words_together(seeds: int) -> list[Experiment]:
-    """What validation chose, by the published records of ``words-today``, with seeds that did not choose."""
+def words_chosen() -> dict[tuple[str, float], recipes.Point]:
+    """What validation chose, by text and budget, by the published records of ``words-today``."""
     found = Store(RESULTS / "words-today").found()
-    points = {name: words_search(name, found)[0] for name in WORDS}
-    return [of_words(name, point, seed) for name, point in points.items() if point for seed in each_seed(seeds + 1, 1)]
+    return {(name, budget): point for name in WORDS for budget, point in words_search(name, found)[0].items()}
+
+
+def words_together(seeds: int) -> list[Experiment]:
+    """What validation chose, with seeds that did not choose."""
+    return [
+        of_words(name, point, seed) for (name, _), point in words_chosen().items() for seed in each_seed(seeds + 1, 1)
+    ]
 
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.

@@ -78,7 +78,8 @@ class TrainingConfig(Checked):
     clip: float | None = None  # the largest norm that the gradient may have; it is scaled down to it
     average: float = 0.0  # validated and kept are the weights' moving average with this decay a step; 0: as they are
 
-    _positive = ("learning_rate", "muon_rate", "clip")
+    _positive = ("learning_rate", "muon_rate", "clip", "weight_decay")
+    _may_be_zero = ("weight_decay",)
 
     def __post_init__(self):
         super().__post_init__()
