@@ -232,12 +232,17 @@ def shapes(seeds: int = SEEDS) -> list[Experiment]:
 
 
 class Words(NamedTuple):
-    """A text of words: its corpus, how much of it is read, and where the search of its settings begins."""
+    """A text of words: its corpus, how much of it is read, and where the search of its settings begins.
+
+    Once they are chosen the shape is sought again at other ``budgets``, larger and smaller, each from where the one
+    before ended. Without such, as under a cap, the budget is a setting like the others.
+    """
 
     corpus: str
     cap: int | None
     vocabulary: int
     start: recipes.Point
+    budgets: tuple[tuple[float, ...], ...] = ()
 
 
 _START = {"rate": 2e-3, "batch": 8, "dropout": 0.0, "weight_decay": 0.1}
@@ -246,8 +251,10 @@ WORDS = {
     "Penn Treebank, 80,000 words": Words(
         "ptb", paper.WORD_CAP, 9_999, _START | {"flops": 3e12, "shape": (2, 96), "batch": 16, "dropout": 0.3}
     ),
-    "Penn Treebank": Words("ptb-eos", None, 10_000, _START | {"flops": 1e13, "shape": (2, 128)}),
-    "WikiText-2": Words("wikitext-2-eos", None, 33_278, _START | {"flops": 1e13, "shape": (2, 96)}),
+    "Penn Treebank": Words(
+        "ptb-eos", None, 10_000, _START | {"flops": 1e13, "shape": (2, 128)}, ((3e13,), (3e12, 1e12))
+    ),
+    "WikiText-2": Words("wikitext-2-eos", None, 33_278, _START | {"flops": 1e13, "shape": (2, 96)}, ((3e13,),)),
 }
 _WORD_LADDERS = {
     "rate": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -257,52 +264,41 @@ _WORD_LADDERS = {
     "flops": (3e11, 1e12, 3e12, 1e13),
     "weight_decay": (0.03, 0.1, 0.3, 1.0, 3.0),
 }
-#: Of training on a whole text, beside that at which all settings are sought: in which order the shape is. The paper's
-#: code spends 1.1e14 on Penn Treebank.
-_WORD_BUDGETS = ((3e13,), (3e12, 1e12))
 
 
 def of_words(name: str, point: recipes.Point, seed: int) -> Experiment:
     """One of ``WORDS`` by today's transformer: tied head, Muon, windows of 64 words, the settings of a point.
 
-    Seed 0, by which settings are chosen, looks at every 16th word of validation and test; the others at every fourth
-    and at all.
+    Seed 0, by which settings are chosen, looks at every 16th word of validation and test. The others look at every
+    fourth of validation and at all of the test, which is the whole split if the text is, else the paper's windows.
     """
     text, (layers, width) = WORDS[name], point["shape"]
     model = recipes.model("blocks", {"layers": layers, "width": width, "context": 64, "dropout": point["dropout"]})
     model = replace(model, tied=True, embed_init="small")
     epochs = 4
     windows = round(point["flops"] / epochs / flops_per_window(model, text.vocabulary, scored="every"))
-    test, valid = (16, 16) if seed == 0 else (1, 4)
+    test, sample = (16, 16) if seed == 0 else (1, 4)
     training = TrainingConfig(
         epochs=epochs, windows_per_epoch=windows, batch=point["batch"], scored="every", learning_rate=point["rate"],
         optimiser="muon", muon_rate=1e-2, weight_decay=point["weight_decay"], schedule="cosine", warmup=0.02,
         eval_windows=paper.run("Penn Treebank").training.eval_windows if text.cap else None,
-        eval_stride=test, valid_stride=valid, whole_stride=test,
+        eval_stride=test, valid_stride=sample, whole_stride=sample,
     )  # fmt: skip
     return Experiment(text.corpus, model, training, seed, text.cap)
 
 
 def words_search(name: str, found: Found) -> tuple[dict[float, recipes.Point], list[Experiment]]:
-    """By budget the settings that validation chooses for one of ``WORDS``, as far as known; and the runs asked for.
-
-    Under a cap the budget is a setting too. For a whole text all others are chosen at that of the start; at larger and
-    smaller ones the shape alone, from where its neighbour's ended.
-    """
+    """By budget the settings that validation chooses for one of ``WORDS``, as far as known; and the runs asked for."""
     text, asked, points = WORDS[name], [], {}
 
     def chosen(point: recipes.Point, *settings: str) -> recipes.Point | None:
         ladders = {setting: _WORD_LADDERS[setting] for setting in settings}
         return recipes.descend(lambda p: of_words(name, p, 0), ladders, point, found, asked, rounds=2)
 
-    first = chosen(
-        text.start,
-        *(setting for setting in _WORD_LADDERS if text.cap or setting != "flops"),
-    )
-    if first is None or text.cap:
-        return ({first["flops"]: first} if first else {}), asked
-    points[first["flops"]] = first
-    for budgets in _WORD_BUDGETS:
+    first = chosen(text.start, *(setting for setting in _WORD_LADDERS if setting != "flops" or not text.budgets))
+    if first is not None:
+        points[first["flops"]] = first
+    for budgets in text.budgets if points else ():
         point = first
         for budget in budgets:
             if (point := chosen({**point, "flops": budget}, "shape")) is None:
