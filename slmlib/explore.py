@@ -384,7 +384,7 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
     if model is None and corpus.name == "tiny_shakespeare" and kept.exists():
         model = tryout.load(kept)[0]
     elif model is None:
-        model = trained(recipes.best_under(1e10, corpus, "blocks"), corpus, progress=False)[0]
+        model = trained(recipes.small("blocks", corpus), corpus, progress=False)[0]
     n = min(48, model.config.context)
     window = corpus.test[start : start + model.config.context]
     text = corpus.vocabulary.decode(window)[-n:]
@@ -481,7 +481,7 @@ def learning(
     """
     corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
     if config is None or training is None:
-        small = recipes.best_under(1e10, corpus, "blocks")
+        small = recipes.small("blocks", corpus)
         config, training = small.model, small.training
     model = build(config, len(corpus.vocabulary), seed=seed)
     steps = training.steps_per_epoch * training.epochs

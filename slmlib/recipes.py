@@ -18,6 +18,7 @@ from .experiments import RESULTS, Experiment, Record, Store
 from .flops import Scored, flops_per_window, muon_flops
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
+from .training import budget as in_force
 
 #: Records by experiment.
 Found = Mapping[Experiment, Record]
@@ -366,6 +367,12 @@ def on_all_of(training: TrainingConfig, corpus: Corpus) -> TrainingConfig:
     test = ceil(len(corpus.test) / 10_000)
     valid = {"valid_from": None, "valid_stride": ceil(len(corpus.valid) / 2_500)}
     return replace(training, eval_windows=None, eval_stride=test, whole_stride=test, **valid)
+
+
+def small(architecture: str, corpus: Corpus, seed: int = 0) -> Experiment:
+    """``best_under`` for 10¹⁰ FLOPs, which a chapter trains live; at the ``smoke`` budget a few steps of it."""
+    run = best_under(1e10, corpus, architecture, seed=seed)
+    return replace(run, training=run.training.at(in_force(), sized_for="reduced"))
 
 
 def _between(architecture: str, low: Point, high: Point, share: float) -> Point:

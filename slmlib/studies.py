@@ -318,11 +318,9 @@ def words_chosen() -> dict[tuple[str, float], recipes.Point]:
     return {(name, budget): point for name in WORDS for budget, point in words_search(name, found)[0].items()}
 
 
-def words_together(seeds: int) -> list[Experiment]:
-    """What validation chose, with seeds that did not choose."""
-    return [
-        of_words(name, point, seed) for (name, _), point in words_chosen().items() for seed in each_seed(seeds + 1, 1)
-    ]
+def words_together(seeds: int = SEEDS) -> dict[tuple[str, float], list[Experiment]]:
+    """What validation chose, by text and budget, with seeds that did not choose."""
+    return {key: [of_words(key[0], p, s) for s in each_seed(seeds + 1, 1)] for key, p in words_chosen().items()}
 
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
@@ -369,7 +367,7 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "shapes": lambda seeds, found: shapes(seeds),
     "words-today": words_today,
     "together": lambda seeds, found: together(seeds),
-    "words-together": lambda seeds, found: words_together(seeds),
+    "words-together": lambda seeds, found: [e for of in words_together(seeds).values() for e in of],
 }
 #: The suites whose records have the runs' token losses beside them.
 KEEP_LOSSES = ("together", "words-together")

@@ -132,6 +132,15 @@ def test_what_is_trained_under_a_budget_is_what_was_chosen_there(architecture, s
     assert e.training.validation == Evaluation(None, 20, 128)
 
 
+def test_a_small_run_is_that_of_the_smallest_budget_but_for_smoke(monkeypatch):
+    monkeypatch.delenv("SLMLIB_BUDGET", raising=False)
+    whole = recipes.small("mlp", text(40_000), 1)
+    assert whole == recipes.best_under(1e10, text(40_000), "mlp", seed=1)
+    monkeypatch.setenv("SLMLIB_BUDGET", "smoke")
+    few = recipes.small("mlp", text(40_000), 1).training
+    assert few == whole.training.at("smoke", "reduced") and few.windows_per_epoch < whole.training.windows_per_epoch
+
+
 def test_between_two_budgets_each_setting_lies_between_theirs(searched):
     low, high = {"width": 16, "rate": 1e-3, "muon_rate": 0}, {"width": 64, "rate": 1e-2, "muon_rate": 0.02}
     ladders = {"width": (16, 32, 64), "rate": (1e-3, 3e-3, 1e-2), "muon_rate": (0, 0.01, 0.02)}
