@@ -257,7 +257,7 @@ WORDS = {
     "WikiText-2": Words("wikitext-2-eos", None, 33_278, _START | {"flops": 1e13, "shape": (2, 96)}, ((3e13,),)),
 }
 _WORD_LADDERS = {
-    "rate": (1e-3, 2e-3, 4e-3, 8e-3),
+    "rate": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
     "dropout": (0.0, 0.1, 0.3, 0.5),
     "shape": ((1, 48), (1, 64), (1, 96), (2, 96), (2, 128), (3, 160), (4, 192)),  # blocks and their width
     "batch": (8, 16, 32),
