@@ -293,7 +293,7 @@ def words_search(name: str, found: Found) -> tuple[dict[float, recipes.Point], l
 
     def chosen(point: recipes.Point, *settings: str) -> recipes.Point | None:
         ladders = {setting: _WORD_LADDERS[setting] for setting in settings}
-        return recipes.descend(lambda p: of_words(name, p, 0), ladders, point, found, asked, rounds=2)
+        return recipes.descend(lambda p: of_words(name, p, 0), ladders, point, found, asked, rounds=4)
 
     first = chosen(text.start, *(setting for setting in _WORD_LADDERS if setting != "flops" or not text.budgets))
     if first is not None:

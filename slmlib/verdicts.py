@@ -7,7 +7,7 @@ committed records. Losses are NLL in nats per token.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 from . import frontier, paper, recipes, studies
@@ -450,6 +450,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         frontier.best_within((c for c in cells.values() if c.family.architecture in of), dear)
         for of in (("Every position",), ("MLP", *frontier.ATTENTION))
     )
+    tenth = [records for (_, budget), records in evidence.today.items() if budget == dear / 10]
     rates = [cells[name, dear].rate for name in frontier.FAMILIES]
     capped, whole = (
         fmean(r.test_nll for r in runs.values())
@@ -464,6 +465,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "agree_predicted": agree["95 % prediction"],
         "counting": counting,
         "best_network": min(c.loss for c in cells.values()),
+        "best_last": min(c.loss for c in cells.values() if c.family.architecture != "Every position"),
         "paper_best": runs[best.label],
         "short_context": short.family.context,
         "short_loss": short.loss,
@@ -474,6 +476,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "long_loss": cells["MLP T=128", short.budget].loss,
         "rates_apart": max(rates) / min(rates),
         "every": every.loss,
+        "today_tenth": fmean(r.test_nll_whole for r in min(tenth, key=recipes.validation)),
         "single": single.loss,
         "small_batches": gains(evidence.gain, True)["batches of 512 characters"].effect,
         "narrow": narrow,
@@ -485,7 +488,6 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "early_share": 3e10 / fmean(r.flops["counted"] for r in trained),
         "early_all_times": fmean(r.flops["counted"] for r in trained)
         / fmean(map(recipes.with_optimiser, evidence.today["mlp", 3e10])),
-        "minutes": 1e13 * median(r.seconds["training"] / r.flops["counted"] for r in trained) / 60,
         "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
     }
 

@@ -263,10 +263,10 @@ def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
 
 
 def test_a_first_screen_that_would_not_be_true_is_refused(evidence):
-    screen.numbers(evidence, 1.69, {"mixed_tiny": 1.61, "mixed_large": 1.55})
+    screen.numbers(evidence, 1.69, {"orders": 1.654, "mixed_tiny": 1.61, "mixed_large": 1.55})
     for counting, mixed in ((9.9, 1.61), (1.69, 1.7)):
         with pytest.raises(AssertionError):
-            screen.numbers(evidence, counting, {"mixed_tiny": mixed, "mixed_large": 1.55})
+            screen.numbers(evidence, counting, {"orders": 1.654, "mixed_tiny": mixed, "mixed_large": 1.55})
 
 
 def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypatch, evidence, mixed):
