@@ -88,6 +88,23 @@ def test_words_are_searched_from_their_start_and_the_choice_costs_what_it_says(n
     assert replace(asked[0].training, eval_stride=1, valid_stride=4, whole_stride=4) == chosen.training
 
 
+@pytest.mark.parametrize("name", studies.WORDS)
+def test_the_search_for_words_ends_at_the_best_settings_at_each_budget(name):
+    text, found = studies.WORDS[name], {}
+
+    def bowl(e):
+        sizes = abs(log2(e.model.d_model / 96)) + abs(e.model.layers - 2) + abs(e.training.batch - 16)
+        rates = abs(log2(e.training.learning_rate / 4e-3)) + abs(log2(e.training.weight_decay / 0.3))
+        return SimpleNamespace(valid=[9.9, sizes + rates + abs(e.model.dropout - 0.1)])
+
+    while new := [e for e in studies.words_search(name, found)[1] if e not in found]:
+        found |= {e: bowl(e) for e in new}
+    points = studies.words_search(name, found)[0]
+    assert set(points) == {text.start["flops"], *(budget for chain in text.budgets for budget in chain)}
+    best = {"rate": 4e-3, "batch": 16, "dropout": 0.1, "weight_decay": 0.3, "shape": (2, 96)}
+    assert all(point == {**best, "flops": budget} for budget, point in points.items())
+
+
 def test_shapes_cost_what_their_budget_says():
     all_of_them = [e for e in studies.shapes() if e.training.valid_from == recipes.NEXT_PLAY]
     assert len(studies.shapes()) == len(all_of_them) + len(studies.WIDTHS[3e12])
