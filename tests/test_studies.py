@@ -81,7 +81,7 @@ def test_other_seeds_are_asked_for_at_the_rate_that_validation_chose():
 @pytest.mark.parametrize("name", studies.WORDS)
 def test_words_are_searched_from_their_start_and_the_choice_costs_what_it_says(name):
     points, asked = studies.words_search(name, {})
-    start = studies.WORDS[name].start
+    start = studies.WORDS[name].starts[0]
     assert not points and asked[0] == studies.of_words(name, start, 0)
     chosen = studies.of_words(name, start, 1)
     assert chosen.flops(studies.WORDS[name].vocabulary) == pytest.approx(start["flops"], rel=1e-3)
@@ -100,7 +100,7 @@ def test_the_search_for_words_ends_at_the_best_settings_at_each_budget(name):
     while new := [e for e in studies.words_search(name, found)[1] if e not in found]:
         found |= {e: bowl(e) for e in new}
     points = studies.words_search(name, found)[0]
-    assert set(points) == {text.start["flops"], *(budget for chain in text.budgets for budget in chain)}
+    assert set(points) == {text.starts[0]["flops"], *(budget for chain in text.budgets for budget in chain)}
     best = {"rate": 4e-3, "batch": 16, "dropout": 0.1, "weight_decay": 0.3, "shape": (2, 96)}
     assert all(point == {**best, "flops": budget} for budget, point in points.items())
 
