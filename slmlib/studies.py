@@ -246,8 +246,8 @@ class Words(NamedTuple):
 
 
 _START = {"rate": 2e-3, "batch": 8, "dropout": 0.0, "weight_decay": 0.1}
-#: By name; the first as the paper reads it, the others whole, sentences ended by ``<eos>``. The second start of the first
-#: is where the search on the whole text ended.
+#: By name; the first as the paper reads it, its second start about where the search on all of that text ended; the
+#: others whole, sentences ended by ``<eos>``.
 WORDS = {
     "Penn Treebank, 80,000 words": Words(
         "ptb",
