@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -193,8 +194,8 @@ def status(
     ]
     _table(rows)
     out.print(
-        "Test NLL in nats per token, mean over seeds on the paper's test windows and on the whole test split.\n"
-        "The last columns: is the paper's figure within so much of our mean?"
+        "Test NLL in nats per token, mean over seeds on the paper's test windows and on the whole test split."
+        + "\nThe last columns: is the paper's figure within so much of our mean?" * bool(rules)
     )
 
 
@@ -346,7 +347,7 @@ def best(
         "test_nll_whole": fmean(record.test_nll_whole for record in records),
         "parameters": records[0].parameters,
         "seconds": fmean(record.seconds["training"] for record in records),
-        "experiment": records[0].experiment.spec(whole=False),
+        "experiment": records[0].experiment.spec(),
     }
     if as_json:
         print(json.dumps(row))
@@ -354,12 +355,14 @@ def best(
     spec = row.pop("experiment")
     _table([{name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}])
     print(json.dumps({part: spec[part] for part in ("model", "training")}, indent=1))
+    if flops > 1.001 * recipes.BUDGETS[-1]:
+        err.print(f"More than {recipes.BUDGETS[-1]:.0e} FLOPs no recorded run has had.", highlight=False)
 
 
 @app.command("try")
 def try_(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="A text file, UTF-8, of 2,000 characters or more.")],
-    minutes: Annotated[float | None, typer.Option(min=0.05, help="For all of it, about; 2 if nothing is said.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.2, help="For all of it, about; 2 if nothing is said.")] = None,
     flops: Annotated[float | None, typer.Option(min=0, help="Instead: for each network's training.")] = None,
     unit: Annotated[Unit, typer.Option(help="What is predicted.")] = Unit.character,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = min(2, os.cpu_count() or 1),
@@ -370,18 +373,25 @@ def try_(
     as_json: Annotated[bool, typer.Option("--json", help="The table as a list of JSON objects.")] = False,
 ):
     """Your own text: count it, train an MLP and a transformer on it within a budget, and keep the better one."""
-    if minutes and flops:
+    if minutes is not None and flops is not None:
         raise typer.BadParameter("give one of the two, minutes or FLOPs", param_hint="--flops")
     keep = keep or Path(f"{file.stem}.safetensors")
     if not (keep.parent.is_dir() and os.access(keep.parent, os.W_OK)):  # said before minutes of training
         raise typer.BadParameter(f"there is no folder {keep.parent} that may be written to", param_hint="--keep")
+    if keep.exists():  # perhaps the text itself
+        try:
+            tryout.load(keep)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{keep} is there and is no model: name another file", param_hint="--keep"
+            ) from None
     try:
         corpus = read_corpus(file, unit.value)
         for split, count in corpus.unknown.items():
             if count:
                 share = f"{count / len(getattr(corpus, split)):.2%}"
                 err.print(f"{count:,} {unit.value}s of {split} ({share}) are unknown", highlight=False)
-        seconds = None if flops else 60 * (minutes or 2)
+        seconds = None if flops is not None else 60 * (2 if minutes is None else minutes)
         found = tryout.attempt(corpus, seconds, flops, workers, seed, lambda text: err.print(text, style="dim"))
     except (OSError, ValueError, Diverged, MemoryError) as error:
         raise _refuse(error) from None
@@ -394,13 +404,18 @@ def try_(
         _table([_tried(row, unit.value) for row in rows])
         for row in rows:
             if row["sample"]:
-                print(f"--- {row['model']}\n{row['sample']}\n")
+                print(f"--- {row['model']}\n{_harmless(row['sample'])}\n")
     try:  # after the rows: where it fails, they were not made in vain
         tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
     except NotWritten as error:
         raise _refuse(error) from None
-    if not as_json:
-        print(f'The best network is in {keep}. Let it write: python -m slmlib generate {keep} --prompt "…" -n 200')
+    write = f"python -m slmlib generate {shlex.quote(str(keep))} -n 200"
+    print(f"The best network is in {keep}. Let it write: {write}", file=sys.stderr if as_json else sys.stdout)
+
+
+def _harmless(text: str) -> str:
+    """A text as a terminal may show it: what would steer it is written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
@@ -420,7 +435,7 @@ def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
 @app.command()
 def generate(
     model: Annotated[Path, typer.Argument(dir_okay=False, help="A file that try has kept.")],
-    prompt: Annotated[str, typer.Option(help="What comes before.")] = "\n",
+    prompt: Annotated[str | None, typer.Option(help="What comes before; default: a line's end, if known.")] = None,
     n: Annotated[int, typer.Option("-n", min=0, help="How many tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
@@ -428,9 +443,12 @@ def generate(
     """Let a kept model go on from a prompt."""
     try:
         network, vocabulary = tryout.load(model)
+        if prompt is None:
+            prompt = "\n" if "\n" in vocabulary.tokens else ""
         ids = vocabulary.encode(prompt)
         cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
-        print(vocabulary.decode(models.generate(network, ids, n, temperature, draws, cache=cache)))
+        text = vocabulary.decode(models.generate(network, ids, n, temperature, draws, cache=cache))
+        print(_harmless(text) if sys.stdout.isatty() else text)
     except (OSError, ValueError) as error:
         raise _refuse(error) from None
 

@@ -349,6 +349,8 @@ def load_corpus(name: str) -> Corpus:
 #: What stands for a token that the vocabulary lacks.
 UNKNOWN = {"character": "\ufffd", "word": "<unk>"}
 LEAST_TOKENS, MOST_WORDS = 2_000, 30_000
+_UTF_16 = "UTF-16: save it as UTF-8"
+_NOT_TEXT = {b"\x1f\x8b": "compressed: unpack it first", b"\xff\xfe": _UTF_16, b"\xfe\xff": _UTF_16}
 
 
 def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "character") -> Corpus:
@@ -359,7 +361,8 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     read as U+FFFD or ``<unk>``; ``Corpus.unknown`` counts them. The corpus is named after the file and its content.
 
     Raises:
-        ValueError: for another unit, or a file that is binary, not UTF-8 or shorter than 2,000 tokens; says what to do.
+        ValueError: for another unit, or a file that is binary, not UTF-8, shorter than 2,000 tokens or of one token
+            alone; says what to do.
         OSError: if the file cannot be read.
     """
     path, unit = Path(path), choice("unit", unit, ("character", "word"))
@@ -371,8 +374,9 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at position {error.start}"
-        raise ValueError(f"{named} is not UTF-8 text ({byte}): save it as UTF-8, or give a text file") from None
+        what = next((what for begins, what in _NOT_TEXT.items() if data.startswith(begins)), None)
+        what = what or f"not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}): save it as UTF-8"
+        raise ValueError(f"{named} is {what}, or give a text file") from None
     if "\0" in text:
         raise ValueError(f"{named} is a binary file (a zero byte at position {data.index(0)}): give a text file")
     tokens = list(text) if unit == "character" else text.split()
@@ -388,6 +392,8 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     splits = {"train": tokens[:a], "valid": tokens[a:b], "test": tokens[b:]}
     unknown = {name: sum(t not in known for t in split) for name, split in splits.items()}
     vocabulary = Vocabulary(tuple(sorted(known | ({sign} if any(unknown.values()) else set()))), unit)
+    if len(vocabulary) < 2:
+        raise ValueError(f"{named} leaves one {unit} to predict, {short(vocabulary.tokens[0])}: give another text")
     number = vocabulary._ids
     ids = (torch.tensor([number[t if t in known else sign] for t in split]) for split in splits.values())
     stem = re.sub(r"[^\w-]+", "-", path.stem)[:60].strip("-") or "text"

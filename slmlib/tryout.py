@@ -89,12 +89,12 @@ def attempt(
     began = time.perf_counter()
     if (seconds is None) == (flops is None):
         raise ValueError(f"give seconds or flops, one of the two, got seconds={seconds!r} and flops={flops!r}")
-    budget = number("seconds" if flops is None else "flops", seconds or flops, positive=True)
+    budget = number(*(("seconds", seconds) if flops is None else ("flops", flops)), positive=True)
     workers = min(integer("workers", workers), len(_NETWORKS))
     plans: dict[str, Experiment | float] = {}
     if flops is not None:
         # The MLP is trained as far as more compute helped it, the transformer for all of the budget or not at all.
-        most = {"mlp": recipes.LARGEST["mlp"], "blocks": budget}
+        most = {"blocks": budget, "mlp": recipes.LARGEST["mlp"]}
         plans = {name: recipes.best_under(min(budget, m), corpus, name, seed=seed) for name, m in most.items()}
     prompt = corpus.test[: recipes.FIRST_SCORED]
     looks = recipes.on_all_of(TrainingConfig(eval_from=recipes.FIRST_SCORED), corpus)
@@ -117,7 +117,10 @@ def attempt(
     )
     if flops is None:
         # What is left, less what is not training: a second start of Python, the test, the samples.
-        budget = (budget - (time.perf_counter() - began) - 5) * 0.92 / (len(_NETWORKS) / workers)
+        spent = time.perf_counter() - began + 5
+        if budget < spent + 2:
+            raise ValueError(f"seconds must be {spent + 2:.0f} at least for this text here, got {seconds!r}")
+        budget = (budget - spent) * 0.92 / (len(_NETWORKS) / workers)
         say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")
     plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
     tasks = {name: (plain, name, plans.get(name, budget), seed) for name in _NETWORKS}
@@ -126,7 +129,10 @@ def attempt(
     else:
         with process_pool(workers) as pool:
             futures: dict[str, Future] = {name: pool.submit(_network, *task) for name, task in tasks.items()}
-            found = {name: future.result() for name, future in futures.items()}
+            try:
+                found = {name: future.result() for name, future in futures.items()}
+            except ValueError as error:
+                raise ValueError(*error.args) from error  # of the worker's, not of what is done with it
     rows, networks = [row], {}
     for name, of in found.items():
         model = networks[name] = build(of.record.experiment.model, len(corpus.vocabulary)).eval()
@@ -139,18 +145,19 @@ def attempt(
         rows.append(
             Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
         )
-    best = min(found, key=lambda name: found[name].valid.mean())
+    best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
     network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
     counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED)
     mixed = mixing.together([network], {name: counted[name] for name in network})["test"].mean().item()
+    remembered = sum(_counted(max(mixing.ORDERS[corpus.vocabulary.unit]), corpus).sizes)  # the other orders' among them
     better = next(r for r in rows if r.model == _NETWORKS[best])
     rows.append(
         replace(
             better,
             model=f"{better.model} and counting",
             test_nll=mixed,
-            seconds=row.seconds + better.seconds,
-            parameters=row.parameters + better.parameters,
+            seconds=better.seconds + time.perf_counter() - began,
+            parameters=remembered + better.parameters,
             sample="",
         )
     )

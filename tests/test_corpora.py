@@ -1,4 +1,5 @@
 import functools
+import gzip
 import hashlib
 import http.server
 import os
@@ -444,7 +445,10 @@ def test_only_so_many_words_are_known(tmp_path, monkeypatch):
         (b"", "holds 0 characters"),
         (b"a" * 1_999, "holds 1,999 characters, and 2,000 are the least"),
         (b"text \x00 " * 1_000, "a zero byte at position 5"),
+        (b"a" * 3_000, "leaves one character to predict, 'a'"),
         ("café ".encode("latin-1") * 1_000, "not UTF-8 text (byte 0xe9 at position 3)"),
+        ("café ".encode("utf-16") * 1_000, "UTF-16: save it as UTF-8"),
+        (gzip.compress(b"text " * 1_000), "compressed: unpack it first"),
     ],
 )
 def test_a_file_that_is_no_long_text_is_refused_by_name(tmp_path, data, words):

@@ -8,9 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from slmlib import tryout
-from slmlib.__main__ import app
+from slmlib.__main__ import _harmless, app
 from slmlib.corpora import read_corpus
 from slmlib.models import MLPConfig, TransformerConfig, build
+from slmlib.ngrams import KneserNey
 from slmlib.recipes import best_under
 from slmlib.training import evaluate
 from slmlib.windows import Evaluation, random_stream
@@ -38,6 +39,8 @@ def test_counting_and_two_networks_are_tried_and_mixed(tried):
     assert counting.model.startswith("counting, order ") and counting.flops == 0
     assert (mlp.model, blocks.model) == ("MLP", "transformer")
     assert all(0.8e10 < row.flops < 1.2e10 for row in (mlp, blocks))
+    orders = KneserNey(9, len(corpus.vocabulary)).fit(corpus.train).sizes
+    assert mixed.parameters == sum(orders) + {r.model: r.parameters for r in (mlp, blocks)}[mixed.model.split()[0]]
     assert mixed.test_nll <= min(counting.test_nll, mlp.test_nll, blocks.test_nll) + 0.02
     assert all(len(row.sample) == 200 for row in found.rows[:3])
     assert all(set(row.sample) <= set(corpus.vocabulary.tokens) for row in found.rows)
@@ -77,6 +80,8 @@ def test_one_budget_is_asked_for(tried):
             tryout.attempt(tried[0], **budgets)
     with pytest.raises(ValueError, match="flops must be a positive number"):
         tryout.attempt(tried[0], flops=-1.0)
+    with pytest.raises(ValueError, match=r"seconds must be \d+ at least for this text here, got 3"):
+        tryout.attempt(tried[0], seconds=3)
 
 
 @pytest.mark.parametrize("config", [MLPConfig(4, 8, 16), TransformerConfig(8, 16, heads=2, layers=1, tied=True)])
@@ -113,12 +118,17 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     (_, seconds, flops, workers, seed, _) = at_once[0]
     assert (seconds, flops, workers, seed) == (180.0, None, 1, 0)
     rows = json.loads(result.stdout)
+    assert "The best network is in cats.safetensors" in result.stderr
     assert [set(row) for row in rows] == [{"model", "test_nll", "seconds", "flops", "parameters", "sample"}] * 4
     written = command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout
     assert written.startswith("the cat") and len(written) == len("the cat") + 30 + 1
     assert command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout == written
     unknown = command("generate", "cats.safetensors", "--prompt", "QED")
     assert unknown.exit_code == 1 and "'Q' at position 0" in unknown.stderr
+
+
+def test_what_would_steer_a_terminal_is_written_out():
+    assert _harmless("a\x1b[31m\tb\n\x00é") == "a\\x1b[31m\tb\n\\x00é"
 
 
 def test_a_table_for_people_names_bits_or_perplexity(file, tmp_path, at_once):
@@ -135,7 +145,9 @@ def test_a_table_for_people_names_bits_or_perplexity(file, tmp_path, at_once):
         (["try", "missing.txt"], "No such file"),
         (["try", "FILE", "--flops", "1e30"], "flops must be from"),
         (["try", "FILE", "--flops", "1e10", "--minutes", "1"], "one of the two"),
+        (["try", "FILE", "--flops", "0"], "flops must be a positive number"),
         (["try", "FILE", "--keep", "no/folder/x"], "there is no folder"),
+        (["try", "FILE", "--keep", "FILE"], "is there and is no model"),
         (["generate", "missing.safetensors"], "no model at missing.safetensors"),
         (["best", "--flops", "1e3"], "the smallest budget is 1e+10"),
         (["best", "--flops", "1e12", "--corpus", "ptb"], "records of tiny_shakespeare alone"),

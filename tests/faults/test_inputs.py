@@ -259,7 +259,11 @@ def test_a_sound_result_or_a_line_that_names_the_argument(name, capsys):
 
 CHECKED = [LinearConfig, MLPConfig, TransformerConfig, TrainingConfig, Evaluation, experiments.Experiment]
 FIELDS = [(config, field) for config in CHECKED for field in experiments.fields(config)]
-BASE = {Evaluation: Evaluation(3), experiments.Experiment: EXPERIMENTS[0]}
+BASE = {
+    Evaluation: Evaluation(3),
+    TrainingConfig: TrainingConfig(optimiser="adamw"),
+    experiments.Experiment: EXPERIMENTS[0],
+}
 POSITIVE = ("learning_rate", "muon_rate", "clip")
 
 
@@ -278,7 +282,8 @@ def test_a_field_keeps_to_its_domain_and_what_it_refuses_is_named(of, value):
     if type(kept) is int:
         assert kept == value and (kept >= 1 or (kept == 0 and field.name in ("ff_width", "seed"))) and kept < 2**31
     elif type(kept) is float:
-        assert kept == float(value) and (0 < kept < float("inf") if field.name in POSITIVE else 0 <= kept < 1)
+        highest = float("inf") if field.name in (*POSITIVE, "weight_decay") else 1
+        assert kept == float(value) and 0 <= kept < highest and (kept > 0 or field.name not in POSITIVE)
     elif field.name == "corpus":
         assert re.fullmatch(r"\w[\w-]*", kept)
 
