@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -211,22 +211,24 @@ def epochs(run: Run, corpus: Corpus, each_step: Callable[[], object], each_epoch
     windows = Windows(corpus.train.to(run.device).long(), model.config.context)
     while len(history.valid) < training.epochs:
         model.train()
-        began, losses = time.perf_counter(), []
+        began, losses = time.perf_counter(), None
         batches = windows.draw(training.windows_per_epoch, run.draws).to(run.device).split(training.batch)
-        for step, starts in enumerate(batches, len(history.step_losses)):
+        for i, starts in enumerate(batches):
+            step = len(history.step_losses) + i
             loss = _loss(model, windows.whole(starts), training.scored)
             model.zero_grad()
             loss.backward()
             run.step(step)
-            losses.append(loss.detach())
-            if len(losses) % 100 == 0 or len(losses) == len(batches):
-                _see_that_finite(losses[-100:], step, training)
+            losses = loss.new_empty(len(batches)) if losses is None else losses  # one tensor: see _losses
+            losses[i] = loss.detach()
+            if i % 100 == 99 or i == len(batches) - 1:
+                _see_that_finite(losses[i - i % 100 : i + 1], step, training)
             each_step()
-        losses, sizes = torch.stack(losses), torch.tensor([len(starts) for starts in batches], device=run.device)
+        sizes = torch.tensor([len(starts) for starts in batches], device=run.device)
         history.step_losses += losses.tolist()
         history.train.append((losses * sizes).sum().item() / training.windows_per_epoch)
         history.valid.append(evaluate(run.kept, corpus.valid, training.validation))
-        _see_that_finite([torch.tensor(history.valid[-1])], step, training, "validation loss")  # after the last update
+        _see_that_finite(torch.tensor(history.valid[-1:]), step, training, "validation loss")  # after the last update
         if history.best_epoch == len(history.valid):
             run.best = {name: tensor.clone() for name, tensor in run.kept.state_dict().items()}
         history.seconds += time.perf_counter() - began
@@ -345,9 +347,8 @@ def _nll(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     return F.cross_entropy(logits.float() if half else logits, targets, reduction=reduction)
 
 
-def _see_that_finite(losses: list[Tensor], step: int, training: TrainingConfig, of: str = "loss") -> None:
+def _see_that_finite(values: Tensor, step: int, training: TrainingConfig, of: str = "loss") -> None:
     """Of losses in a row, of which the last is that of a step, counted from 0."""
-    values = torch.stack(losses)
     for i in (~values.isfinite()).nonzero()[:1, 0].tolist():
         raise Diverged(step + 2 - len(values) + i, values[i].item(), training.learning_rate, of)
 
@@ -365,8 +366,8 @@ def evaluate(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batc
     Raises:
         ValueError: if ``ids`` holds an id outside the vocabulary or not what is to be scored, or ``batch`` is below 1.
     """
-    sums = [part.double() for part in _losses(model, ids, evaluation, batch, "sum")]
-    return torch.stack(sums).sum().item() / len(evaluation.scored(len(ids), model.config.context))
+    sums = _losses(model, ids, evaluation, batch, "sum")
+    return sums.sum().item() / len(evaluation.scored(len(ids), model.config.context))
 
 
 def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batch: int = 64) -> Tensor:
@@ -375,7 +376,7 @@ def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, bat
     Raises:
         ValueError: as ``evaluate`` does.
     """
-    return torch.cat(list(_losses(model, ids, evaluation, batch, "none"))).cpu()
+    return _losses(model, ids, evaluation, batch, "none").cpu()
 
 
 def token_losses(model: nn.Module, corpus: Corpus, training: TrainingConfig) -> dict[str, Tensor]:
@@ -387,19 +388,31 @@ def token_losses(model: nn.Module, corpus: Corpus, training: TrainingConfig) -> 
 
 
 @torch.inference_mode()
-def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, reduction: str) -> Iterator[Tensor]:
+def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, reduction: Literal["sum", "none"]):
+    """Of each batch the sum of its losses, in float64, or the loss of each token, (N,).
+
+    All go into one tensor. If each batch's stayed by itself it would lie in a hole that the batch's logits have left,
+    and the next ones, no longer fitting, would take new memory: gigabytes in time (``keep_freed_memory``).
+    """
     device, context, batch = next(model.parameters()).device, model.config.context, integer("batch", batch)
     ids = _in_vocabulary(ids, model)  # a label of -100, say, would be passed over
     windows = Windows(ids.to(device), context)
     scored = evaluation.scored(len(ids), context)
     starts = torch.arange(scored.start, scored.stop, scored.step, device=device) - context
+    size, out = 1 if reduction == "sum" else batch, None
     with evaluating(model), fast_matmul(device, n_parameters(model).total * batch):
         forward = model
         if isinstance(model, (Linear, MLP)) and len(starts) > 4 * model.embed.num_embeddings:
             forward = model.tabulated() if model.embed.weight.element_size() > 2 else model  # sums of short types err
-        for chosen in starts.split(batch):
+        for i, chosen in enumerate(starts.split(batch)):
             inputs, targets = windows[chosen]
-            yield _nll(forward(inputs), targets, reduction)
+            part = _nll(forward(inputs), targets, reduction).reshape(-1)
+            if reduction == "sum":
+                part = part.double()
+            if out is None:
+                out = part.new_empty(-(-len(starts) * size // batch))
+            out[i * size : i * size + len(part)] = part
+    return out
 
 
 explain(globals())
