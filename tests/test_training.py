@@ -2,6 +2,8 @@ import copy
 import itertools
 import math
 import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -636,3 +638,21 @@ def test_steps_reuse_the_memory_of_those_before():
     new_pages(2)
     one_tensor = 64 * 4 * 128 * 128 * 4 // resource.getpagesize()  # attention weights: a step makes several
     assert new_pages(6) < 6 * one_tensor
+
+
+LONG = """
+import resource, torch
+from slmlib import Corpus, TrainingConfig, TransformerConfig, Vocabulary, build, fit
+ids = [torch.arange(n) * 7919 % 10_000 for n in (50_000, 30_100, 2_000)]
+corpus = Corpus("made up", *ids, Vocabulary(tuple(map(str, range(10_000))), "word"))
+model = build(TransformerConfig(context=64, d_model=48, heads=3, layers=1, tied=True), 10_000, 0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fit(model, corpus, TrainingConfig(1, 400, None, batch=8, scored="every"), 0, progress=False)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed memory is not kept")
+def test_memory_does_not_grow_with_the_number_of_batches():
+    grown = float(subprocess.run([sys.executable, "-c", LONG], capture_output=True, check=True, text=True).stdout)
+    assert grown < 500  # MB; the logits of 470 batches of validation are 1,200
