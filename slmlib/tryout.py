@@ -117,10 +117,10 @@ def attempt(
     )
     if flops is None:
         # What is left, less what is not training: a second start of Python, the test, the samples.
-        spent = time.perf_counter() - began + 5
-        if budget < spent + 2:
-            raise ValueError(f"seconds must be {spent + 2:.0f} at least for this text here, got {seconds!r}")
-        budget = (budget - spent) * 0.92 / (len(_NETWORKS) / workers)
+        spent, turns = time.perf_counter() - began + 5, len(_NETWORKS) / workers
+        if budget < spent + 2 * turns:
+            raise ValueError(f"seconds must be {spent + 2 * turns:.0f} at least for this text here, got {seconds!r}")
+        budget = (budget - spent) * 0.92 / turns
         say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")
     plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
     tasks = {name: (plain, name, plans.get(name, budget), seed) for name in _NETWORKS}

@@ -14,7 +14,7 @@ from slmlib.experiments import RESULTS, Store
 from slmlib.flops import as_text, count_flops, flops_per_window, forward_flops, muon_flops
 from slmlib.models import hidden_matrices
 
-V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277}
+V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277, "ptb-eos": 10_000, "wikitext-2-eos": 33_278}
 SMALL = TransformerConfig(context=12, d_model=16, heads=2, layers=2, ff_width=24)
 VARIANTS = [
     replace(SMALL, norm=norm, positions=positions, layers=layers)

@@ -69,9 +69,9 @@ def test_a_budget_of_seconds_is_kept_to(file):
     corpus = read_corpus(file)
 
     def took():
-        return sum(row.seconds for row in tryout.attempt(corpus, seconds=10, workers=1).rows[:3])
+        return sum(row.seconds for row in tryout.attempt(corpus, seconds=20, workers=1).rows[:3])
 
-    assert any(took() < 12.5 for _ in range(3))  # the machine may get slower while it trains
+    assert any(took() < 25 for _ in range(3))  # the machine may get slower while it trains
 
 
 def test_one_budget_is_asked_for(tried):
