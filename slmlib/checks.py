@@ -64,8 +64,8 @@ def number(name: str, value: Any, positive: bool = False, zero: bool = False) ->
     """
     value = value.item() if isinstance(value, np.generic) else value
     ok = not isinstance(value, bool) and isinstance(value, Real)
-    least = 0 if zero else sys.float_info.min
-    ok = ok and (least <= value <= sys.float_info.max if positive else 0 <= value < 1)
+    ok = ok and (value > 0 or (value == 0 and (zero or not positive)))
+    ok = ok and value <= sys.float_info.max and (positive or value < 1)
     if not ok:
         kind = "positive number" + " or 0" * zero if positive else "number in [0, 1)"
         raise ValueError(f"{name} must be a {kind}, got {short(value)}")

@@ -70,6 +70,7 @@ class Counted(NamedTuple):
 
     features: Tensor  # (N, F)
     nll: Tensor  # (N, orders)
+    size: int  # of the n-grams remembered: the highest order's, the others' among them
 
 
 def counted(
@@ -85,13 +86,13 @@ def counted(
         "valid": (corpus.valid, [training.validation]),
         "test": (corpus.test, [training.test, training.whole_test]),
     }
-    there = {}
+    there, highest = {}, max(models, key=lambda model: model.order)
     for split, (ids, looks) in splits.items():
-        seen = max(models, key=lambda model: model.order).seen(ids)
+        seen = highest.seen(ids)
         longest = F.one_hot((seen > 0).sum(1) - 1, seen.size(1))
         of = torch.cat((longest, seen.log1p() / 3), 1), torch.stack([model.nll(ids) for model in models], 1)
         for name, look in zip((split, "whole"), looks, strict=False):
-            there[name] = Counted(*(look.of(values, context) for values in of))
+            there[name] = Counted(*(look.of(values, context) for values in of), sum(highest.sizes))
     return there
 
 

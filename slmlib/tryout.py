@@ -93,7 +93,8 @@ def attempt(
     workers = min(integer("workers", workers), len(_NETWORKS))
     plans: dict[str, Experiment | float] = {}
     if flops is not None:
-        # The MLP is trained as far as more compute helped it, the transformer for all of the budget or not at all.
+        # The MLP is trained as far as more compute helped it, the transformer for all of the budget or not at all. It
+        # is asked for first, since its bounds are the budget's.
         most = {"blocks": budget, "mlp": recipes.LARGEST["mlp"]}
         plans = {name: recipes.best_under(min(budget, m), corpus, name, seed=seed) for name, m in most.items()}
     prompt = corpus.test[: recipes.FIRST_SCORED]
@@ -149,7 +150,6 @@ def attempt(
     network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
     counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED)
     mixed = mixing.together([network], {name: counted[name] for name in network})["test"].mean().item()
-    remembered = sum(_counted(max(mixing.ORDERS[corpus.vocabulary.unit]), corpus).sizes)  # the other orders' among them
     better = next(r for r in rows if r.model == _NETWORKS[best])
     rows.append(
         replace(
@@ -157,7 +157,7 @@ def attempt(
             model=f"{better.model} and counting",
             test_nll=mixed,
             seconds=better.seconds + time.perf_counter() - began,
-            parameters=remembered + better.parameters,
+            parameters=counted["test"].size + better.parameters,
             sample="",
         )
     )
