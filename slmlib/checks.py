@@ -192,7 +192,12 @@ def _explained(function: Callable) -> Callable:
 
 
 def _raised_here(error: Exception) -> bool:
-    """Whether a ``raise`` of this package made it: then it says what is wrong, ``Unfit`` of the arguments there."""
+    """Whether a ``raise`` of this package made it: then it says what is wrong, ``Unfit`` of the arguments there.
+
+    A worker's error said so there, whoever passes it on.
+    """
+    if type(error.__cause__).__name__ == "_RemoteTraceback":
+        return True
     last = function = error.__traceback__.tb_next
     while last and last.tb_next:
         last = last.tb_next

@@ -261,7 +261,9 @@ WORDS = {
     "Penn Treebank": Words(
         "ptb-eos", None, 10_000, (_START | {"flops": 1e13, "shape": (2, 128)},), ((3e13,), (3e12, 1e12))
     ),
-    "WikiText-2": Words("wikitext-2-eos", None, 33_278, (_START | {"flops": 1e13, "shape": (2, 96)},), ((3e13,),)),
+    "WikiText-2": Words(
+        "wikitext-2-eos", None, 33_278, (_START | {"flops": 1e13, "shape": (2, 96), "rate": 1.6e-2},), ((3e13,),)
+    ),
 }
 _WORD_LADDERS = {
     "rate": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),

@@ -130,10 +130,7 @@ def attempt(
     else:
         with process_pool(workers) as pool:
             futures: dict[str, Future] = {name: pool.submit(_network, *task) for name, task in tasks.items()}
-            try:
-                found = {name: future.result() for name, future in futures.items()}
-            except ValueError as error:
-                raise ValueError(*error.args) from error  # of the worker's, not of what is done with it
+            found = {name: future.result() for name, future in futures.items()}
     rows, networks = [row], {}
     for name, of in found.items():
         model = networks[name] = build(of.record.experiment.model, len(corpus.vocabulary)).eval()

@@ -414,6 +414,17 @@ def test_a_hostile_text_is_escaped_wherever_a_page_shows_it(monkeypatch):
     assert "<script>" not in file.getvalue()
 
 
+def test_what_a_worker_refuses_is_said_in_its_words():
+    def asked(n: int):
+        with experiments.process_pool(1) as pool:
+            return pool.submit(checks.integer, "tokens", n).result()
+
+    module = {"__name__": __name__, "asked": asked}
+    checks.explain(module)
+    with pytest.raises(ValueError, match=r"^tokens must be an integer of at least 1, got -1$"):
+        module["asked"](-1)
+
+
 @pytest.mark.skipif(not SOAK, reason="of the long form")
 def test_enough_was_tried():
     print(f"{tried:,} inputs tried")
