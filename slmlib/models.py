@@ -62,14 +62,18 @@ class TransformerConfig(Config):
     qk_norm: bool = False  # queries and keys to root mean square 1, head by head (Henry et al., 2020)
     tied: bool = False  # the head's matrix is the embedding's (Press and Wolf, 2017)
     zero_init: bool = False  # each branch's output matrix starts at zero: a block starts as the identity
+    previous: int = 0  # so many tokens before each are embedded with it, each by a table of its own that starts at zero
 
-    _may_be_zero = ("ff_width",)
+    _may_be_zero = ("ff_width", "previous")
 
     def __post_init__(self):
         super().__post_init__()
         if self.d_model % self.heads:
             got = f"heads={self.heads}, d_model={self.d_model}"
             raise ValueError(f"TransformerConfig.heads must divide d_model, got {got}")
+        if self.previous >= self.context:
+            got = f"previous={self.previous}, context={self.context}"
+            raise ValueError(f"TransformerConfig.previous must be below context, got {got}")
         if self.positions == "rope" and self.head_width % 2:
             width = f"{self.d_model} / {self.heads} = {self.head_width}"
             raise ValueError(f"TransformerConfig.positions='rope' needs an even d_model / heads, got {width}")
@@ -306,6 +310,9 @@ class Transformer(nn.Module):
                 table.weight.data *= 0.02
         if config.tied:
             self.head.weight = self.embed.weight
+        self.before = nn.ModuleList(nn.Embedding(vocab_size, config.d_model) for _ in range(config.previous))
+        for table in self.before:
+            nn.init.zeros_(table.weight)
 
     def forward(self, tokens: Tensor, every_position: bool = False) -> Tensor:
         """(B, t) ids, t <= T -> (B, V) logits after the last token, or (B, t, V) after every one.
@@ -321,11 +328,11 @@ class Transformer(nn.Module):
         return logits if every_position else logits[:, 0]
 
     def extend(self, tokens: Tensor, pasts: list[Past]) -> Tensor:
-        """(B, s) ids that follow those of ``pasts``, one a block -> (B, V) logits after the last of them.
+        """(B, t) ids of a window so far -> (B, V) logits after the last of them, working only at those that are new.
 
-        ``pasts`` begins as empty lists and takes up the keys and values: each token is worked at once.
+        ``pasts``, one a block, are the keys and values of the others, and take up the new ones; at first empty lists.
         """
-        x = self._embed(tokens, pasts[0][0].size(2) if pasts[0] else 0)
+        x = self._embed(tokens)[:, pasts[0][0].size(2) if pasts[0] else 0 :]
         for block, past in zip(self.blocks, pasts, strict=True):
             x = block(x, EVERY, past)
         return self.head(self.norm(x[:, -1]))
@@ -340,13 +347,14 @@ class Transformer(nn.Module):
                 x = block(x)
         return torch.stack(maps)
 
-    def _embed(self, tokens: Tensor, first: int = 0) -> Tensor:
-        most = self.config.context - first
-        if tokens.dim() != 2 or not 1 <= tokens.size(1) <= most:
-            raise ValueError(f"tokens must be (B, t) with 1 <= t <= {most}, got {tuple(tokens.shape)}")
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if tokens.dim() != 2 or not 1 <= tokens.size(1) <= self.config.context:
+            raise ValueError(f"tokens must be (B, t) with 1 <= t <= {self.config.context}, got {tuple(tokens.shape)}")
         x = self.embed(tokens)  # (B, T, C)
+        for n, table in enumerate(self.before, 1):
+            x = x + F.pad(table(tokens[:, :-n]), (0, 0, n, 0))[:, : tokens.size(1)]  # nothing where none is before
         if self.positions is not None:
-            x = x + self.positions.weight[first : first + tokens.size(1)]
+            x = x + self.positions.weight[: tokens.size(1)]
         return x
 
 
@@ -475,14 +483,14 @@ def generate(
 
 def _growing(model: Transformer, begin: int) -> Callable[[Tensor], Tensor]:
     """From all ids so far (t,), one more at each call, to the logits (1, V) of a window that grows and starts over."""
-    pasts = []
+    pasts, first = [], 0
 
     def see(ids: Tensor) -> Tensor:
-        full = not pasts or pasts[0][0].size(2) == model.config.context
-        if full:
-            new = begin if not pasts else max(1, model.config.context // 2)
+        nonlocal first
+        if not pasts or len(ids) - first > model.config.context:
+            first = len(ids) - (begin if not pasts else max(1, model.config.context // 2))
             pasts[:] = [[] for _ in model.blocks]
-        return model.extend(ids[-new if full else -1 :][None], pasts)
+        return model.extend(ids[first:][None], pasts)
 
     return see
 

@@ -29,6 +29,7 @@ VARIANTS = [
     replace(SMALL, context=1),
     replace(SMALL, dropout=0.0),
     replace(SMALL, ff_kind="relu2", norm_kind="rms", qk_norm=True, tied=True, zero_init=True, positions="rope"),
+    replace(SMALL, previous=2),
 ]
 
 

@@ -27,7 +27,7 @@ SMALL = TransformerConfig(context=T, d_model=16, heads=4, layers=2, ff_width=24)
 TODAY = replace(
     SMALL,
     **{"norm": "pre", "norm_kind": "rms", "positions": "rope", "qk_norm": True, "ff_kind": "relu2"},
-    **{"dropout_site": "residual", "qkv_init": "linear", "zero_init": True},
+    **{"dropout_site": "residual", "qkv_init": "linear", "zero_init": True, "previous": 2},
 )
 VOCABULARY = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277}
 ARCHITECTURES = (LinearConfig(context=T, d_model=6), MLPConfig(context=T, d_model=6, hidden=10), SMALL)
@@ -192,7 +192,7 @@ def test_linear_and_mlp_equal_their_formulas(config):
 
 def test_a_block_of_today_equals_its_formula():
     model = make(replace(TODAY, layers=1, positions="none"))
-    block, x = model.blocks[0], model.embed(ids(B, T))
+    block, x = model.blocks[0], model._embed(ids(B, T))
     attention, ff = block.attention, block.feed_forward
 
     def rms(x, gain=1.0):
@@ -252,6 +252,21 @@ def test_blocks_that_start_at_zero_start_as_the_identity():
     x = torch.randn(B, T, 16)
     assert torch.equal(model.blocks[0](x), x)
     assert not torch.equal(other.blocks[0](x), x)
+
+
+def test_tokens_before_are_embedded_too_from_nothing_on():
+    model, other = (build(replace(TODAY, previous=n), V, seed=0) for n in (2, 0))
+    tokens = ids(B, T)
+    assert torch.equal(model(tokens), other(tokens))
+    assert n_parameters(model).without_embeddings == n_parameters(other).without_embeddings
+    model, none = make(replace(TODAY, previous=2)), torch.zeros(16)
+    one, two = (table.weight for table in model.before)
+    for b, t in ((0, 0), (1, 1), (2, 5)):
+        seen = [table[tokens[b, t - n]] if t >= n else none for n, table in enumerate((model.embed.weight, one, two))]
+        close(model._embed(tokens)[b, t], sum(seen), 1e-6)
+    close(model._embed(tokens[:, :1])[:, 0], model.embed.weight[tokens[:, 0]], 1e-6)
+    with pytest.raises(ValueError, match=r"previous must be below context, got previous=8, context=8"):
+        replace(TODAY, previous=T)
 
 
 def test_a_tied_head_is_the_embedding_and_counted_once():
@@ -557,11 +572,10 @@ def test_a_window_that_comes_in_pieces_gives_the_logits_of_the_whole(config, cut
     model, tokens, pasts, at = make(config), ids(B, T), [[] for _ in range(config.layers)], 0
     whole = model(tokens, every_position=True)
     for length in cuts:
-        logits = model.extend(tokens[:, at : at + length], pasts)
         at += length
-        close(logits, whole[:, at - 1], 1e-5)
-    with pytest.raises(ValueError, match=re.escape(f"1 <= t <= {T - at}, got ({B}, {T - at + 1})")):
-        model.extend(ids(B, T - at + 1), pasts)
+        close(model.extend(tokens[:, :at], pasts), whole[:, at - 1], 1e-5)
+    with pytest.raises(ValueError, match=re.escape(f"1 <= t <= {T}, got ({B}, {T + 1})")):
+        model.extend(ids(B, T + 1), pasts)
 
 
 @pytest.mark.parametrize("config", [SMALL, TODAY], ids=["paper", "today"])
