@@ -23,7 +23,7 @@ from slmlib.training import TrainingConfig
 
 TRAINING = TrainingConfig(1, windows_per_epoch=6_400, eval_windows=2_000, eval_stride=8, scored="last")
 SHORT = Experiment("python-docs", MLPConfig(context=4, d_model=16, hidden=32), TRAINING, 0)
-CHECKPOINT = 3_000_000  # bytes, more than most have
+CHECKPOINT = 3_000_000  # bytes, of a small model's run
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -46,7 +46,7 @@ MOST_SEEDS = 1_000  # that may be asked for
 
 
 def each_seed(seeds: Any, first: int = 0) -> range:
-    """The seeds of that many runs, from ``first`` on.
+    """The seeds from ``first`` up to that number, itself left out.
 
     Raises:
         ValueError: for a number of seeds that is no integer from 0 to ``MOST_SEEDS``.

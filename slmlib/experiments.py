@@ -148,10 +148,10 @@ class Record:
     valid: list[float]  # after each epoch, on the windows that training.eval_windows names
     best_epoch: int  # from 1; the test is of its weights
     test_nll: float  # on the first training.eval_windows windows of the test split
-    test_nll_whole: float  # on the whole test split, every training.eval_stride-th window of it, at least every 8th
+    test_nll_whole: float  # on the whole test split, each window that training.whole_test names
     parameters: int
     parameters_without_embeddings: int
-    flops: dict[str, float]  # of training: "paper", 2 · parameters · T · windows; "counted", by PyTorch's counter
+    flops: dict[str, float]  # of training: "paper", 2 · parameters · T · windows; "counted", as PyTorch counts
     seconds: dict[str, float]  # "training", validation included, and "testing"
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -451,8 +451,9 @@ def run(
         CorpusUnavailable, CorpusDamaged: if the corpus cannot be had.
         ValueError, Diverged: as ``trained`` does.
         NotWritten: if the store's disk is full, say, or may not be written to.
+        RecordDamaged: if the file that the store has is not its record.
+        MemoryError: as ``trained`` does.
     """
-    device = _device(device)
     if store is None:
         return trained(experiment, _corpus(experiment.corpus), device, progress=False)[-1]
     if (record := store.get(experiment)) is not None:
@@ -531,6 +532,7 @@ def run_all(
 
     Raises:
         ExceptionGroup: if experiments failed; each error names its experiment.
+        RecordDamaged: if a file of the store is not its record.
         BrokenExecutor, NotWritten: if the executor lost a worker, for want of memory, say, or the store cannot be
             written to, which no other experiment would change; a note names what is not done.
     """

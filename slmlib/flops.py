@@ -97,7 +97,7 @@ def flops_per_window(
 ) -> int:
     """FLOPs of one window in a ledger (see ``forward_flops``): of training, or of the forward pass alone.
 
-    Training is three times the forward pass, in ``written`` and ``needed``. The paper's figure knows no backward pass.
+    Training is three times the forward pass, except in the paper's figure, which knows no backward pass.
 
     Raises:
         ValueError: as ``forward_flops`` does.

@@ -73,8 +73,8 @@ class TrainingConfig(Checked):
     muon_rate: float = 0.02  # Muon's learning rate; all else is AdamW's, at learning_rate
     beta2: float = 0.999  # Adam's decay of the squared gradient
     weight_decay: float = 0.0  # of matrices, decoupled from the gradient; not with "adam"
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up, down to zero at the last step
-    warmup: float = 0.0  # the share of the steps in which the rate rises linearly from zero
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; one step more would be at zero
+    warmup: float = 0.0  # the share of the steps in which the rate rises linearly, to all of it at their end
     clip: float | None = None  # the largest norm that the gradient may have; it is scaled down to it
     average: float = 0.0  # validated and kept are the weights' moving average with this decay a step; 0: as they are
 

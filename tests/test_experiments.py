@@ -103,7 +103,7 @@ def changed(config):
         elif f.name == "weight_decay":
             yield replace(config, optimiser="adamw", weight_decay=0.1)
         elif not value:
-            yield replace(config, **{f.name: 100 if value is None else 0.25})
+            yield replace(config, **{f.name: 100 if value is None else 0.25 if f.type is float else 1})
         else:
             yield replace(config, **{f.name: value / 2 if isinstance(value, float) else 2 * value})
 
@@ -362,6 +362,14 @@ def test_what_the_test_or_the_device_lacks_is_told_before_training(store, monkey
     monkeypatch.setattr(experiments, "_corpus", lambda *_: replace(whole, test=whole.test[:1000]))
     with pytest.raises(ValueError, match=named):
         run(replace(LINEAR, **change), store, device)
+
+
+def test_a_device_is_looked_for_where_the_work_is_done(store):
+    def elsewhere(experiment, device, *_):
+        assert device == "cuda"
+        return run(experiment), None
+
+    assert run(LINEAR, store, "cuda", by=elsewhere) == store.get(LINEAR)
 
 
 @pytest.mark.parametrize("device", [torch.device("cpu"), None])
