@@ -33,6 +33,8 @@ NEXT_PLAY = 74_015
 
 #: The first token of a test or validation split that is scored, whatever the context: all models meet the same ones.
 FIRST_SCORED = 128
+#: What all of this is validated and tested on: the test is the paper's first 10,000 windows, whatever the context.
+LOOKS = {"eval_from": FIRST_SCORED, "valid_from": NEXT_PLAY, "valid_stride": 4, "whole_stride": 8}
 
 _RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 _MUON = (0.005, 0.01, 0.02, 0.05)
@@ -137,10 +139,7 @@ def _training(config: Config, point: Point, budget: float, vocab_size: int) -> T
     return TrainingConfig(
         epochs=epochs,
         windows_per_epoch=max(1, round(budget / epochs / flops_per_window(config, vocab_size, scored=scored))),
-        eval_from=FIRST_SCORED,  # the test is the paper's first 10,000 windows, whatever the context
-        valid_from=NEXT_PLAY,
-        valid_stride=4,
-        whole_stride=8,
+        **LOOKS,
         batch=int(point["batch"]) if "batch" in point else max(1, int(point["tokens"]) // config.context),
         learning_rate=point["rate"],
         scored=scored,
@@ -290,24 +289,36 @@ def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Reco
     return front
 
 
-def best(flops: float, found: Found, seeds: int = SEEDS) -> tuple[str, float, list[Record]]:
-    """Of all choices within a budget, to a thousandth, and with so many seeds at least, validation's best.
+def best(flops: float, found: Found | None = None, seeds: int = SEEDS) -> list[Record]:
+    """Of all that was trained with so many seeds at least, within a budget to a thousandth: validation's best, by seed.
 
-    Returns:
-        Its architecture, its budget and its records.
+    Args:
+        flops: of training's matrix products.
+        found: records to choose from; if None those published that look at the same text (``LOOKS``).
+        seeds: how many at least.
 
     Raises:
         ValueError: if there is none within that budget.
     """
-    there = {
-        key: records
-        for key, records in runs(found, seeds).items()
-        if max(record.flops["counted"] for record in records) <= 1.001 * flops  # a whole number of windows
-    }
+    if found is None:
+        stores = [Store(RESULTS / suite).found() for suite in ("today", "gain", "shapes")]
+        found = {
+            e: record
+            for of in stores
+            for e, record in of.items()
+            if all(getattr(e.training, name) == value for name, value in LOOKS.items())
+        }
+    by_seed: dict[Experiment, list[Record]] = {}
+    for experiment in sorted(found, key=lambda e: e.seed):
+        by_seed.setdefault(replace(experiment, seed=0), []).append(found[experiment])
+    there = [
+        records
+        for records in by_seed.values()
+        if len(records) >= seeds and max(r.flops["counted"] for r in records) <= 1.001 * flops  # of whole windows
+    ]
     if not there:
         raise ValueError(f"no recorded choice costs {flops:.3g} FLOPs or less; the smallest budget is {BUDGETS[0]:.0e}")
-    key = min(there, key=lambda key: validation(there[key]))
-    return *key, there[key]
+    return min(there, key=validation)
 
 
 def best_under(

@@ -128,9 +128,7 @@ VARIANTS = (
     Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
     Change("last position scored", {}, {"scored": "last"}, _MUON),
 )
-_LOOKS = TrainingConfig(
-    epochs=2, eval_from=recipes.FIRST_SCORED, valid_from=recipes.NEXT_PLAY, valid_stride=4, whole_stride=8
-)
+_LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
 
 
 def _rated(experiment: Experiment, rate: float, flops: float) -> Experiment:
