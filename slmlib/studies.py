@@ -170,23 +170,12 @@ def _chosen(runs: list[Experiment], found: Found) -> Experiment | None:
     return min(runs, key=lambda run: min(found[run].valid)) if through else None
 
 
-#: Where one of ``VARIANTS`` is tried again, in FLOPs, and its fields.
-AGAIN, AGAIN_MODEL = 1e13, {"previous": 1}
-
-
-def again() -> list[Experiment]:
-    """What validation chose for ``AGAIN`` FLOPs, by the published records of ``today``, so changed; each seed."""
-    point, _ = recipes.search("blocks", AGAIN, Store(RESULTS / "today").found())
-    runs = [recipes.experiment("blocks", point, AGAIN, seed) for seed in range(GAIN_SEEDS)] if point else []
-    return [replace(run, model=replace(run.model, **AGAIN_MODEL)) for run in runs]
-
-
 def gain(seeds: int, found: Found) -> list[Experiment]:
     """What buys the gain of today's training: each change at each of its rates, then other seeds of its best."""
     wanted = []
     for chain in (True, False):
         wanted += [run for of in (tried(chain), gained(found, chain)) for runs in of.values() for run in runs]
-    return wanted + again()
+    return wanted
 
 
 #: Budgets of the isoFLOP curves in FLOPs, and how many seeds each has at most; the rule is fitted to the first two
