@@ -85,7 +85,7 @@ class _Level(NamedTuple):
 
 
 class KneserNey:
-    """Interpolated modified Kneser-Ney smoothing (Chen and Goodman, 1999, section 4.1.6), exact.
+    """Interpolated modified Kneser-Ney smoothing (Chen and Goodman, 1999), exact.
 
     With h the n - 1 tokens before w, h' the n - 2 before w, and c the count of an n-gram,
 
