@@ -42,8 +42,10 @@ def forward_flops(
     the head, 2SCV. The causal mask saves nothing: its half is computed and dropped.
 
     ``needed`` charges what the scored positions need, which is what ``slmlib`` computes. The last layer needs keys and
-    values everywhere, 4TC², but queries 2SC², q kᵀ and a v 2STC each, output 2SC² and feed-forward 4SCF at S positions.
-    For the linear model and the MLP, and where every position is scored, it equals ``written``.
+    values everywhere, 4TC², but queries 2SC², q kᵀ and a v 2STC each, output 2SC² and feed-forward 4SCF at S positions;
+    where a short convolution over n positions precedes the feed-forward layer, all but that at S + n. (Its own products
+    are of single numbers and outside, as those of norms are.) For the linear model and the MLP, and where every
+    position is scored, it equals ``written``.
 
     ``absorbed`` is ``needed`` without keys and values in the last layer where one position is scored, which nothing in
     ``slmlib`` computes: q · W_K x = (W_Kᵀ q) · x and Σ a W_V x = W_V Σ a x (DeepSeek-AI, 2024, on inference). Query,
@@ -75,11 +77,12 @@ def forward_flops(
         return {"counted": count_flops(build(config, V, seed=0), window, window[:, 0], backward=False)}
     S = T if scored == "every" else 1
     full = [T] * config.layers  # the positions at which each layer works
+    fed = list(full)  # and those of them that its feed-forward layer sees
     if ledger != "written":
-        full[-1] = S
+        fed[-1], full[-1] = S, min(T, S + config.conv) if config.ff_width else S
     qkv = [2 * s * C * C + 4 * T * C * C for s in full]
     attention = [4 * s * T * C for s in full]
-    if ledger == "absorbed" and scored == "last":
+    if ledger == "absorbed" and scored == "last" and full[-1] == 1:
         H, rotary = config.heads, config.positions == "rope"
         qkv[-1] = 4 * C * C + (2 * T * C * C if rotary else 2 * C * C)
         attention[-1] = 2 * T * H * C + (2 * T * C if rotary else 2 * T * H * C)
@@ -87,7 +90,7 @@ def forward_flops(
         "queries, keys, values": sum(qkv),
         "attention": sum(attention),
         "output matrix": sum(2 * s * C * C for s in full),
-        "feed-forward": sum(4 * s * C * config.ff_width for s in full),
+        "feed-forward": sum(4 * s * C * config.ff_width for s in fed),
         "head": 2 * S * C * V,
     }
 

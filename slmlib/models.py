@@ -63,17 +63,19 @@ class TransformerConfig(Config):
     tied: bool = False  # the head's matrix is the embedding's (Press and Wolf, 2017)
     zero_init: bool = False  # each branch's output matrix starts at zero: a block starts as the identity
     previous: int = 0  # so many tokens before each are embedded with it, each by a table of its own that starts at zero
+    conv: int = 0  # so many positions before each are mixed into it where a branch begins (``ShortConvolution``)
 
-    _may_be_zero = ("ff_width", "previous")
+    _may_be_zero = ("ff_width", "previous", "conv")
 
     def __post_init__(self):
         super().__post_init__()
         if self.d_model % self.heads:
             got = f"heads={self.heads}, d_model={self.d_model}"
             raise ValueError(f"TransformerConfig.heads must divide d_model, got {got}")
-        if self.previous >= self.context:
-            got = f"previous={self.previous}, context={self.context}"
-            raise ValueError(f"TransformerConfig.previous must be below context, got {got}")
+        for name in ("previous", "conv"):
+            if (before := getattr(self, name)) >= self.context:
+                got = f"{name}={before}, context={self.context}"
+                raise ValueError(f"TransformerConfig.{name} must be below context, got {got}")
         if self.positions == "rope" and self.head_width % 2:
             width = f"{self.d_model} / {self.heads} = {self.head_width}"
             raise ValueError(f"TransformerConfig.positions='rope' needs an even d_model / heads, got {width}")
@@ -160,8 +162,29 @@ class Rotary(nn.Module):
         return x * self.cos[positions].view(dims) + partner * self.sin[positions].view(dims)
 
 
-#: Keys and values (B, H, t, D) of the positions before; empty where there are none.
-Past = list[Tensor]
+#: Of the positions before, ``keys`` and ``values`` (B, H, t, D), and by convolution the last inputs (B, n, C); empty
+#: where there are none.
+Past = dict[str, Tensor]
+
+
+class ShortConvolution(nn.Module):
+    """x_t + w_1 x_{t-1} + … + w_n x_{t-n}, each channel by itself, with zeros before the first position.
+
+    The weights start at zero. Of the four places of Allen-Zhu (2025), whose name for it is Canon layer, a block has A
+    and C: what attention and feed-forward layer read.
+    """
+
+    def __init__(self, before: int, width: int, name: str):
+        super().__init__()
+        self.weight, self.name = nn.Parameter(torch.zeros(before, 1, width)), name
+
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C). With a ``past``, x follows it and joins it."""
+        n, T = len(self.weight), x.size(1)
+        x = torch.cat((past[self.name], x), 1) if self.name in (past or ()) else F.pad(x, (0, 0, n, 0))
+        if past is not None:
+            past[self.name] = x[:, T:]
+        return x[:, n:] + sum(w * x[:, n - i : n - i + T] for i, w in enumerate(self.weight, 1))
 
 
 class Attention(nn.Module):
@@ -208,9 +231,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, scored: slice = EVERY, past: Past | None = None) -> Tensor:
         """(B, T, C) -> (B, S, C), S scored positions. With a ``past``, x follows it and joins it."""
-        q, k, v = self.project(x, scored, past[0].size(2) if past else 0)
+        before = past.get("keys") if past is not None else None
+        q, k, v = self.project(x, scored, 0 if before is None else before.size(2))
+        if before is not None:
+            k, v = torch.cat((before, k), 2), torch.cat((past["values"], v), 2)
         if past is not None:
-            k, v = past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
+            past |= {"keys": k, "values": v}
         return self.out((self.dropout(attention_weights(q, k)) @ v).transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor) -> Tensor:
@@ -273,15 +299,31 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config) if config.ff_width else None
         self.norm2 = _norm(config) if config.ff_width else None
         self.dropout = Dropout(config.dropout if config.dropout_site == "residual" else 0.0)
+        self.conv = config.conv
+        if config.conv:
+            self.conv1 = ShortConvolution(config.conv, config.d_model, "conv1")
+            self.conv2 = ShortConvolution(config.conv, config.d_model, "conv2") if config.ff_width else None
 
     def forward(self, x: Tensor, scored: slice = EVERY, past: Past | None = None) -> Tensor:
         """(B, T, C) -> (B, S, C)."""
-        a = self.dropout(self.attention(self.norm1(x) if self.pre else x, scored, past))
-        x = self._add(x[:, scored], a, self.norm1)
+        at = scored
+        if self.conv and self.feed_forward and scored != EVERY:  # the second convolution looks back on the sums
+            start, stop, _ = scored.indices(x.size(1))
+            at, scored = slice(max(0, start - self.conv), stop), slice(start - stop, None)
+        a = self.dropout(self.attention(self.attended(x, past), at, past))
+        x = self._add(x[:, at], a, self.norm1)
         if self.feed_forward is None:
             return x
-        f = self.dropout(self.feed_forward(self.norm2(x) if self.pre else x))
-        return self._add(x, f, self.norm2)
+        y = self.norm2(x) if self.pre else x
+        y = self.conv2(y, past) if self.conv else y
+        if at != scored:
+            x, y = x[:, scored], y[:, scored]
+        return self._add(x, self.dropout(self.feed_forward(y)), self.norm2)
+
+    def attended(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """What attention reads of x, (B, T, C) -> (B, T, C)."""
+        y = self.norm1(x) if self.pre else x
+        return self.conv1(y, past) if self.conv else y
 
     def _add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         y = x + branch if self.residual else branch
@@ -330,9 +372,9 @@ class Transformer(nn.Module):
     def extend(self, tokens: Tensor, pasts: list[Past]) -> Tensor:
         """(B, t) ids of a window so far -> (B, V) logits after the last of them, working only at those that are new.
 
-        ``pasts``, one a block, are the keys and values of the others, and take up the new ones; at first empty lists.
+        ``pasts``, one a block, are the keys and values of the others, and take up the new ones; at first empty dicts.
         """
-        x = self._embed(tokens)[:, pasts[0][0].size(2) if pasts[0] else 0 :]
+        x = self._embed(tokens)[:, pasts[0]["keys"].size(2) if pasts[0] else 0 :]
         for block, past in zip(self.blocks, pasts, strict=True):
             x = block(x, EVERY, past)
         return self.head(self.norm(x[:, -1]))
@@ -343,7 +385,7 @@ class Transformer(nn.Module):
         with evaluating(self):
             x, maps = self._embed(tokens), []
             for block in self.blocks:
-                maps.append(block.attention.weights(block.norm1(x) if block.pre else x))
+                maps.append(block.attention.weights(block.attended(x)))
                 x = block(x)
         return torch.stack(maps)
 
@@ -489,7 +531,7 @@ def _growing(model: Transformer, begin: int) -> Callable[[Tensor], Tensor]:
         nonlocal first
         if not pasts or len(ids) - first > model.config.context:
             first = len(ids) - (begin if not pasts else max(1, model.config.context // 2))
-            pasts[:] = [[] for _ in model.blocks]
+            pasts[:] = [{} for _ in model.blocks]
         return model.extend(ids[first:][None], pasts)
 
     return see

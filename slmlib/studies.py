@@ -128,6 +128,8 @@ VARIANTS = (
     Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
     Change("last position scored", {}, {"scored": "last"}, _MUON),
 )
+#: How many positions before each a short convolution reaches: those among which validation chooses, at ``GAIN`` FLOPs.
+REACHES = (1, 2, 3, 5, 7)
 _LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
 
 
@@ -170,9 +172,34 @@ def _chosen(runs: list[Experiment], found: Found) -> Experiment | None:
     return min(runs, key=lambda run: min(found[run].valid)) if through else None
 
 
+def reached() -> dict[int, Experiment]:
+    """Today's transformer for ``GAIN`` FLOPs with short convolutions of each reach, seed 0."""
+    base = today_s()
+    return {n: replace(base, model=replace(base.model, conv=n)) for n in REACHES}
+
+
+def convolved(found: Found) -> dict[float, list[Experiment]]:
+    """By budget, what validation chose of today's transformers, with short convolutions of the reach that it chose.
+
+    All else is as it was chosen without them. Empty while no reach is.
+    """
+    if (best := _chosen(list(reached().values()), found)) is None:
+        return {}
+    points = recipes.chosen(Store(RESULTS / "today").found())
+    there = {}
+    for budget in (budget for architecture, budget in points if architecture == "blocks"):
+        seeds = GAIN_SEEDS if budget in (GAIN, 1e13) else SEEDS
+        runs = [recipes.experiment("blocks", points["blocks", budget], budget, seed) for seed in range(seeds)]
+        there[budget] = [replace(run, model=replace(run.model, conv=best.model.conv)) for run in runs]
+    return there
+
+
 def gain(seeds: int, found: Found) -> list[Experiment]:
-    """What buys the gain of today's training: each change at each of its rates, then other seeds of its best."""
-    wanted = []
+    """What buys the gain of today's training: each change at each of its rates, then other seeds of its best.
+
+    And what short convolutions add to it, at all budgets.
+    """
+    wanted = [*reached().values(), *(run for runs in convolved(found).values() for run in runs)]
     for chain in (True, False):
         wanted += [run for of in (tried(chain), gained(found, chain)) for runs in of.values() for run in runs]
     return wanted

@@ -30,6 +30,9 @@ VARIANTS = [
     replace(SMALL, dropout=0.0),
     replace(SMALL, ff_kind="relu2", norm_kind="rms", qk_norm=True, tied=True, zero_init=True, positions="rope"),
     replace(SMALL, previous=2),
+    replace(SMALL, conv=3),
+    replace(SMALL, conv=3, ff_width=0),
+    replace(SMALL, conv=11),
 ]
 
 

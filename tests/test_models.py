@@ -27,7 +27,7 @@ SMALL = TransformerConfig(context=T, d_model=16, heads=4, layers=2, ff_width=24)
 TODAY = replace(
     SMALL,
     **{"norm": "pre", "norm_kind": "rms", "positions": "rope", "qk_norm": True, "ff_kind": "relu2"},
-    **{"dropout_site": "residual", "qkv_init": "linear", "zero_init": True, "previous": 2},
+    **{"dropout_site": "residual", "qkv_init": "linear", "zero_init": True, "previous": 2, "conv": 3},
 )
 VOCABULARY = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277}
 ARCHITECTURES = (LinearConfig(context=T, d_model=6), MLPConfig(context=T, d_model=6, hidden=10), SMALL)
@@ -80,6 +80,18 @@ def test_all_of_the_papers_runs_are_there():
 # The same function as a model of PyTorch's own layers
 
 
+class Taps(nn.Module):
+    """A causal convolution, channel by channel, by PyTorch's: its weight at the position itself is one."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(c.conv, 1, c.d_model))
+
+    def forward(self, x):
+        kernel = torch.cat((torch.ones_like(self.weight[:1]), self.weight)).flip(0).permute(2, 1, 0)  # (C, 1, n + 1)
+        return F.conv1d(F.pad(x.mT, (len(self.weight), 0)), kernel, groups=x.size(2)).mT
+
+
 class Reference(nn.Module):
     """What TransformerConfig describes, from PyTorch's layers; RoPE as a turn of complex numbers."""
 
@@ -98,6 +110,8 @@ class Reference(nn.Module):
         self.attention = each(lambda: nn.MultiheadAttention(c.d_model, c.heads, batch_first=True))
         self.norm1 = each(norm)
         self.norm2 = each(norm) if ff else None
+        self.conv1 = each(lambda: Taps(c)) if c.conv else None
+        self.conv2 = each(lambda: Taps(c)) if c.conv and ff else None
         self.up = each(lambda: nn.Linear(c.d_model, c.ff_width)) if ff else None
         self.down = each(lambda: nn.Linear(c.ff_width, c.d_model)) if ff else None
         self.norm = norm()
@@ -109,13 +123,15 @@ class Reference(nn.Module):
         if self.positions is not None:
             x = x + self.positions(torch.arange(tokens.size(1)))
         for i in range(self.c.layers):
-            x = self.branch(x, self.norm1[i], lambda z, i=i: self.attend(z, self.attention[i], maps))
+            x = self.branch(x, self.norm1[i], self.conv1, i, lambda z, i=i: self.attend(z, self.attention[i], maps))
             if self.up is not None:
-                x = self.branch(x, self.norm2[i], lambda z, i=i: self.down[i](self.up[i](z).relu()))
+                feed = lambda z, i=i: self.down[i](self.up[i](z).relu())  # noqa: E731
+                x = self.branch(x, self.norm2[i], self.conv2, i, feed)
         return self.head(self.norm(x)), torch.stack(maps)
 
-    def branch(self, x, norm, sublayer):
-        y = sublayer(norm(x) if self.c.norm == "pre" else x) + (x if self.c.residual else 0)
+    def branch(self, x, norm, convolutions, i, sublayer):
+        y = norm(x) if self.c.norm == "pre" else x
+        y = sublayer(convolutions[i](y) if convolutions else y) + (x if self.c.residual else 0)
         return y if self.c.norm == "pre" else norm(y)
 
     def attend(self, x, attention, maps):
@@ -151,10 +167,13 @@ GRID = [
 PARTS_TAKEN_OUT = [
     replace(SMALL, **change)
     for change in ({"norm": "none"}, {"residual": False}, {"ff_width": 0}, {"heads": 1}, {"norm": "pre", "ff_width": 0})
+] + [
+    replace(SMALL, conv=3, norm=norm, positions=where, ff_width=width)
+    for norm, where, width in (("pre", "rope", 24), ("post", "learned", 24), ("pre", "none", 0))
 ]
 
 
-@pytest.mark.parametrize("config", GRID + PARTS_TAKEN_OUT, ids=lambda c: f"{c.norm}-{c.positions}-{c.layers}")
+@pytest.mark.parametrize("config", GRID + PARTS_TAKEN_OUT, ids=lambda c: f"{c.norm}-{c.positions}-{c.layers}-{c.conv}")
 def test_transformer_equals_pytorchs_own_layers(config):
     model, reference = make(config), Reference(config).eval()
     theirs = {name: reference.twin(name) for name, _ in model.named_parameters()}
@@ -191,7 +210,7 @@ def test_linear_and_mlp_equal_their_formulas(config):
 
 
 def test_a_block_of_today_equals_its_formula():
-    model = make(replace(TODAY, layers=1, positions="none"))
+    model = make(replace(TODAY, layers=1, positions="none", conv=0))
     block, x = model.blocks[0], model._embed(ids(B, T))
     attention, ff = block.attention, block.feed_forward
 
@@ -265,8 +284,19 @@ def test_tokens_before_are_embedded_too_from_nothing_on():
         seen = [table[tokens[b, t - n]] if t >= n else none for n, table in enumerate((model.embed.weight, one, two))]
         close(model._embed(tokens)[b, t], sum(seen), 1e-6)
     close(model._embed(tokens[:, :1])[:, 0], model.embed.weight[tokens[:, 0]], 1e-6)
-    with pytest.raises(ValueError, match=r"previous must be below context, got previous=8, context=8"):
-        replace(TODAY, previous=T)
+
+
+@pytest.mark.parametrize("name", ["previous", "conv"])
+def test_no_more_are_taken_from_before_than_a_window_has(name):
+    with pytest.raises(ValueError, match=f"{name} must be below context, got {name}=8, context=8"):
+        replace(TODAY, **{name: T})
+
+
+def test_convolutions_start_as_nothing():
+    with_, without = (build(replace(TODAY, conv=n), V, seed=0) for n in (3, 0))
+    tokens = ids(B, T)
+    assert same(without.state_dict(), {k: v for k, v in with_.state_dict().items() if ".conv" not in k})
+    assert torch.equal(with_(tokens), without(tokens))
 
 
 def test_a_tied_head_is_the_embedding_and_counted_once():
@@ -279,7 +309,7 @@ def test_a_tied_head_is_the_embedding_and_counted_once():
 @pytest.mark.parametrize("config", [*ARCHITECTURES, TODAY, replace(TODAY, tied=True)])
 def test_hidden_matrices_lie_between_embedding_and_head(config):
     model = build(config, V)
-    inner = [(n, p) for n, p in model.named_parameters() if n.startswith(("hidden", "blocks")) and ".norm" not in n]
+    inner = [(n, p) for n, p in model.named_parameters() if n.startswith(("hidden", "blocks")) and p.dim() == 2]
     assert {id(p) for p in hidden_matrices(model)} == {id(p) for n, p in inner if n.endswith("weight")}
 
 
@@ -569,7 +599,7 @@ def test_greedy_text_equals_a_naive_loop(config, length):
 @pytest.mark.parametrize("config", [SMALL, TODAY], ids=["paper", "today"])
 @pytest.mark.parametrize("cuts", [(T,), (3, 5), (1,) * T, (2, 4, 1)])
 def test_a_window_that_comes_in_pieces_gives_the_logits_of_the_whole(config, cuts):
-    model, tokens, pasts, at = make(config), ids(B, T), [[] for _ in range(config.layers)], 0
+    model, tokens, pasts, at = make(config), ids(B, T), [{} for _ in range(config.layers)], 0
     whole = model(tokens, every_position=True)
     for length in cuts:
         at += length
