@@ -108,6 +108,7 @@ STEPS = (
 VARIANTS = (
     Change("today's", rates=(1e-2,)),
     Change("the character before each, too", {"previous": 1}, {}, _MUON),
+    Change("short convolutions", {"conv": 3}, {}, _MUON),
     Change("tied head", {"tied": True, "embed_init": "small"}, {}, _MUON),
     Change("averaged weights", {}, {"average": 0.99}, _MUON),
     Change("averaged weights, constant rate", {}, {"average": 0.99, "schedule": "constant"}, (2e-3, *_MUON)),
@@ -128,8 +129,8 @@ VARIANTS = (
     Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
     Change("last position scored", {}, {"scored": "last"}, _MUON),
 )
-#: How many positions before each a short convolution reaches: those among which validation chooses, at ``GAIN`` FLOPs.
-REACHES = (1, 2, 3, 5, 7)
+#: How many positions before each a short convolution reaches: in Allen-Zhu (2025), and what else is tried.
+REACH, REACHES = 3, (1, 2, 3, 5, 7)
 _LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
 
 
@@ -178,19 +179,14 @@ def reached() -> dict[int, Experiment]:
     return {n: replace(base, model=replace(base.model, conv=n)) for n in REACHES}
 
 
-def convolved(found: Found) -> dict[float, list[Experiment]]:
-    """By budget, what validation chose of today's transformers, with short convolutions of the reach that it chose.
-
-    All else is as it was chosen without them. Empty while no reach is.
-    """
-    if (best := _chosen(list(reached().values()), found)) is None:
-        return {}
+def convolved() -> dict[float, list[Experiment]]:
+    """By budget, what validation chose of today's transformers, with short convolutions; all else as without them."""
     points = recipes.chosen(Store(RESULTS / "today").found())
     there = {}
     for budget in (budget for architecture, budget in points if architecture == "blocks"):
         seeds = GAIN_SEEDS if budget in (GAIN, 1e13) else SEEDS
         runs = [recipes.experiment("blocks", points["blocks", budget], budget, seed) for seed in range(seeds)]
-        there[budget] = [replace(run, model=replace(run.model, conv=best.model.conv)) for run in runs]
+        there[budget] = [replace(run, model=replace(run.model, conv=REACH)) for run in runs]
     return there
 
 
@@ -199,7 +195,7 @@ def gain(seeds: int, found: Found) -> list[Experiment]:
 
     And what short convolutions add to it, at all budgets.
     """
-    wanted = [*reached().values(), *(run for runs in convolved(found).values() for run in runs)]
+    wanted = [*reached().values(), *(run for runs in convolved().values() for run in runs)]
     for chain in (True, False):
         wanted += [run for of in (tried(chain), gained(found, chain)) for runs in of.values() for run in runs]
     return wanted

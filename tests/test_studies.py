@@ -78,22 +78,20 @@ def test_other_seeds_are_asked_for_at_the_rate_that_validation_chose():
     assert set(gained["linear decay"]) <= set(studies.gain(3, records))
 
 
-def test_short_convolutions_are_added_to_todays_choices_with_the_reach_that_validation_chose():
+def test_short_convolutions_are_added_to_todays_choices():
     reached = studies.reached()
     assert {n: replace(e, model=replace(e.model, conv=0)) for n, e in reached.items()} == dict.fromkeys(
         studies.REACHES, studies.today_s()
     )
-    records = {e: SimpleNamespace(valid=[abs(n - 3) + 1.5, 9.9]) for n, e in reached.items()}
-    points = recipes.chosen(Store(RESULTS / "today").found())
-    convolved = studies.convolved(records)
+    points, convolved = recipes.chosen(Store(RESULTS / "today").found()), studies.convolved()
     assert list(convolved) == [budget for name, budget in points if name == "blocks"]
     for budget, runs in convolved.items():
         without = [replace(run, model=replace(run.model, conv=0)) for run in runs]
         assert without == [recipes.experiment("blocks", points["blocks", budget], budget, s) for s in range(len(runs))]
-        assert all(run.model.conv == 3 and run in studies.gain(3, records) for run in runs)
+        assert all(run.model.conv == studies.REACH for run in runs)
         assert len(runs) == (5 if budget in (3e12, 1e13) else 3)
-    del records[reached[7]]
-    assert studies.convolved(records) == {} and reached[7] in studies.gain(3, records)
+    assert convolved[studies.GAIN][0] in studies.tried(False)["short convolutions"]
+    assert {*reached.values(), *(run for runs in convolved.values() for run in runs)} <= set(studies.gain(3, {}))
 
 
 @pytest.mark.parametrize("name", studies.WORDS)
