@@ -240,7 +240,7 @@ def _chart(
 
 def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     """What a budget buys: the model that validation chose, its loss beside counting's, its size, a sample."""
-    found = Store(RESULTS / "today").found() if found is None else found
+    found = recipes.published() if found is None else found
     runs, kept = recipes.runs(found), Store(RESULTS / "together", keeps_losses=True)
     chosen = {}
     for flops in recipes.BUDGETS:
@@ -329,7 +329,8 @@ def _described(experiment: Experiment) -> str:
         return f"<strong>an MLP</strong>, {m.context} characters, {m.hidden} hidden units"
     if isinstance(m, TransformerConfig):
         blocks = f"{m.layers} block{'s' * (m.layers > 1)} of width {m.d_model}"
-        return f"<strong>a transformer</strong>, {m.context} characters, {blocks}"
+        mixed = ", short convolutions" if m.conv else ""
+        return f"<strong>a transformer</strong>, {m.context} characters, {blocks}{mixed}"
     return f"<strong>a linear model</strong>, {m.context} characters"
 
 

@@ -94,6 +94,8 @@ _ANEW["blocks", 3e12] = {"layers": 4, **_ANEW["one block", 3e12], "width": 96}
 _LATE = {("mlp", 1e13): "hidden", ("blocks", 3e13): "layers"}
 #: The largest budget that each architecture was given.
 LARGEST = {"linear": 1e12, "mlp": 1e13, "one block": 3e12, "blocks": 3e13}
+#: How many positions before each a short convolution reaches, where one is in use (``models.ShortConvolution``).
+REACH = 3
 #: How often a run for a text of the reader's own may pass over it: about as often as the longest of the networks did.
 PASSES = 12
 #: Where a choice is what others are compared with, seed by seed.
@@ -123,6 +125,7 @@ def model(architecture: str, point: Point) -> Config:
         norm_kind="rms",
         qk_norm=True,
         zero_init=True,
+        conv=point.get("conv", 0),
     )
 
 
@@ -234,15 +237,26 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
     return list(dict.fromkeys(wanted))
 
 
+def published() -> Found:
+    """The published records of today's training, and of its transformers with short convolutions."""
+    gain = Store(RESULTS / "gain").found()
+    return {**Store(RESULTS / "today").found(), **{e: r for e, r in gain.items() if getattr(e.model, "conv", 0)}}
+
+
 def chosen(found: Found) -> dict[tuple[str, float], Point]:
-    """The settings that validation chose, by architecture and budget, where the search is at its end."""
+    """The settings that validation chose, by architecture and budget, where the search is at its end.
+
+    They have short convolutions where these were tried with them and lowered the validation loss, at seed 0.
+    """
     points = {}
     for architecture, largest in LARGEST.items():
         for budget in BUDGETS[: BUDGETS.index(largest) + 1]:
             point, _ = search(architecture, budget, found)
             if point is None:
                 break
-            points[architecture, budget] = point
+            both = [point, {**point, "conv": REACH}]
+            there = [found.get(experiment(architecture, p, budget, 0)) for p in both]
+            points[architecture, budget] = both[there[1] is not None and min(there[1].valid) < min(there[0].valid)]
     return points
 
 
@@ -326,7 +340,8 @@ def best_under(
 ) -> Experiment:
     """What to train on a text for so many FLOPs: the settings that validation chose on Tiny Shakespeare, or between.
 
-    Between two budgets each setting lies between theirs, on a logarithmic scale and to the nearest step of its ladder.
+    Between two budgets each setting lies between theirs, on a logarithmic scale and to the nearest step of its ladder;
+    there are short convolutions if there are at the nearer one.
     Validation and test see the whole splits of the text from token 128 on, through 2,500 and 10,000 windows at most.
 
     Args:
@@ -340,7 +355,7 @@ def best_under(
         ValueError: for an unknown architecture, for FLOPs beyond the budgets that were searched, where no choice is
             known, or for a text whose splits are shorter than what is left out of them.
     """
-    found = Store(RESULTS / "today").found() if found is None else found
+    found = published() if found is None else found
     if architecture is not None:
         choice("architecture", architecture, tuple(LADDERS))
     points = {k: p for k, p in chosen(found).items() if architecture in (None, k[0])}
@@ -387,7 +402,7 @@ def small(architecture: str, corpus: Corpus, seed: int = 0) -> Experiment:
 
 
 def _between(architecture: str, low: Point, high: Point, share: float) -> Point:
-    point = {}
+    point = {"conv": (low if share < 0.5 else high).get("conv", 0)}
     for name, ladder in LADDERS[architecture].items():
         a, b = low[name], high[name]
         value = exp((1 - share) * log(a) + share * log(b)) if a and b else (1 - share) * a + share * b
@@ -419,7 +434,7 @@ def best_within(
         ValueError: for an unknown architecture, too little time, or a text that is too short.
     """
     kind = {"mlp": MLPConfig, "blocks": TransformerConfig}[choice("architecture", architecture, ("mlp", "blocks"))]
-    found = Store(RESULTS / "today").found() if found is None else found
+    found = published() if found is None else found
     there = [r for e, r in found.items() if isinstance(e.model, kind) and e.corpus == "tiny_shakespeare"]
     short = [r for r in there if passes(r.experiment, len(corpus.train)) <= PASSES]
     fast = [r for r in short if r.seconds["training"] <= seconds]

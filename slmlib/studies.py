@@ -108,7 +108,7 @@ STEPS = (
 VARIANTS = (
     Change("today's", rates=(1e-2,)),
     Change("the character before each, too", {"previous": 1}, {}, _MUON),
-    Change("short convolutions", {"conv": 3}, {}, _MUON),
+    Change("short convolutions", {"conv": recipes.REACH}, {}, _MUON),
     Change("tied head", {"tied": True, "embed_init": "small"}, {}, _MUON),
     Change("averaged weights", {}, {"average": 0.99}, _MUON),
     Change("averaged weights, constant rate", {}, {"average": 0.99, "schedule": "constant"}, (2e-3, *_MUON)),
@@ -129,8 +129,8 @@ VARIANTS = (
     Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
     Change("last position scored", {}, {"scored": "last"}, _MUON),
 )
-#: How many positions before each a short convolution reaches: in Allen-Zhu (2025), and what else is tried.
-REACH, REACHES = 3, (1, 2, 3, 5, 7)
+#: Other reaches of a short convolution than ``recipes.REACH``, and that.
+REACHES = (1, 2, 3, 5, 7)
 _LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
 
 
@@ -185,8 +185,8 @@ def convolved() -> dict[float, list[Experiment]]:
     there = {}
     for budget in (budget for architecture, budget in points if architecture == "blocks"):
         seeds = GAIN_SEEDS if budget in (GAIN, 1e13) else SEEDS
-        runs = [recipes.experiment("blocks", points["blocks", budget], budget, seed) for seed in range(seeds)]
-        there[budget] = [replace(run, model=replace(run.model, conv=REACH)) for run in runs]
+        point = {**points["blocks", budget], "conv": recipes.REACH}
+        there[budget] = [recipes.experiment("blocks", point, budget, seed) for seed in range(seeds)]
     return there
 
 

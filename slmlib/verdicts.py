@@ -367,6 +367,18 @@ def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[
     return found
 
 
+def convolved(gain: Found) -> dict[tuple[str, float], list[Record]]:
+    """Today's transformers with short convolutions (``studies.convolved``) as ``recipes.runs`` has those without.
+
+    At the budgets at which all seeds are there.
+    """
+    return {
+        ("blocks", budget): [gain[run] for run in runs]
+        for budget, runs in studies.convolved().items()
+        if all(run in gain for run in runs)
+    }
+
+
 def gains(found: Found, chain: bool) -> dict[str, Estimate]:
     """How much each change of ``studies`` lowers the loss on the whole test split, in nats.
 

@@ -133,6 +133,16 @@ def test_what_is_trained_under_a_budget_is_what_was_chosen_there(architecture, s
     assert e.training.validation == Evaluation(None, 20, 128)
 
 
+def test_short_convolutions_are_chosen_where_they_were_tried_and_lower_the_validation_loss(searched):
+    points = recipes.chosen(searched)
+    for budget, less in ((3e10, 0.01), (1e11, -0.01)):
+        e = recipes.experiment("blocks", {**points["blocks", budget], "conv": recipes.REACH}, budget, 0)
+        searched[e] = record(e, min(searched[replace(e, model=replace(e.model, conv=0))].valid) - less)
+    added = {**points["blocks", 3e10], "conv": recipes.REACH}
+    assert recipes.chosen(searched) == {**points, ("blocks", 3e10): added}
+    assert recipes.best_under(3e10, text(40_000), "blocks", searched).model.conv == recipes.REACH
+
+
 def test_a_small_run_is_that_of_the_smallest_budget_but_for_smoke(monkeypatch):
     monkeypatch.delenv("SLMLIB_BUDGET", raising=False)
     whole = recipes.small("mlp", text(40_000), 1)
@@ -147,8 +157,9 @@ def test_between_two_budgets_each_setting_lies_between_theirs(searched):
     ladders = {"width": (16, 32, 64), "rate": (1e-3, 3e-3, 1e-2), "muon_rate": (0, 0.01, 0.02)}
     recipes.LADDERS["made up"] = ladders
     try:
-        assert recipes._between("made up", low, high, 0.5) == {"width": 32, "rate": 3e-3, "muon_rate": 0.01}
-        assert recipes._between("made up", low, high, 0.1) == low
+        middle = {"width": 32, "rate": 3e-3, "muon_rate": 0.01, "conv": 3}
+        assert recipes._between("made up", low, {**high, "conv": 3}, 0.5) == middle
+        assert recipes._between("made up", low, {**high, "conv": 3}, 0.1) == {**low, "conv": 0}
     finally:
         del recipes.LADDERS["made up"]
     for flops in (2e10, 5e10):
