@@ -184,7 +184,7 @@ def convolved() -> dict[float, list[Experiment]]:
     points = recipes.chosen(Store(RESULTS / "today").found())
     there = {}
     for budget in (budget for architecture, budget in points if architecture == "blocks"):
-        seeds = GAIN_SEEDS if budget in (GAIN, 1e13) else SEEDS
+        seeds = GAIN_SEEDS if 1e12 <= budget <= 1e13 else SEEDS
         point = {**points["blocks", budget], "conv": recipes.REACH}
         there[budget] = [recipes.experiment("blocks", point, budget, seed) for seed in range(seeds)]
     return there

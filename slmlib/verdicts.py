@@ -379,6 +379,20 @@ def convolved(gain: Found) -> dict[tuple[str, float], list[Record]]:
     }
 
 
+def convolutions(today: Mapping[tuple[str, float], list[Record]], gain: Found) -> dict[float, Estimate]:
+    """What short convolutions take off the whole test loss of today's transformers, in nats, by budget.
+
+    Of those without all seeds that are in either; Welch's tests, p values after Holm's correction over the budgets.
+    """
+    estimates = {}
+    for (architecture, budget), records in convolved(gain).items():
+        plain = {record.experiment: record for record in today[architecture, budget]}
+        same = [replace(r.experiment, model=replace(r.experiment.model, conv=0)) for r in records]
+        plain |= {e: gain[e] for e in same if e in gain}
+        estimates[budget] = unpaired(*([r.test_nll_whole for r in of] for of in (plain.values(), records)))
+    return dict(zip(estimates, corrected([*estimates.values()]), strict=True))
+
+
 def gains(found: Found, chain: bool) -> dict[str, Estimate]:
     """How much each change of ``studies`` lowers the loss on the whole test split, in nats.
 
@@ -470,6 +484,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     )
     trained = evidence.paper["Transformer"].values()
     gaps, vertices = spreads(evidence), minima(evidence.shapes)
+    mixed = convolved(evidence.gain)
+    saved = {b: e.effect for b, e in convolutions(evidence.today, evidence.gain).items()}
     narrow, wide = (vertices["width", budget].at for budget in (3e11, 3e12))
     return {
         "agree": agree["0.03 nats"],
@@ -496,6 +512,10 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "heavier": (wide / narrow) ** 2,  # as weights go
         "uncapped": capped - whole,
         "largest": fmean(r.test_nll_whole for r in evidence.today["blocks", 3e13]),
+        "convolved": fmean(r.test_nll_whole for r in mixed["blocks", dear]),
+        "convolved_tenth": fmean(r.test_nll_whole for r in mixed["blocks", dear / 10]),
+        "convolved_least": min(saved.values()),
+        "convolved_most": max(saved.values()),
         "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),
         "early_share": 3e10 / fmean(r.flops["counted"] for r in trained),
         "early_all_times": fmean(r.flops["counted"] for r in trained)

@@ -11,7 +11,7 @@ import pytest
 from test_paper import invented, made_up
 from typer.testing import CliRunner
 
-from slmlib import paper, screen, studies, verdicts
+from slmlib import paper, recipes, screen, studies, verdicts
 from slmlib.__main__ import MARKS, app
 from slmlib.chapters import CONTEXT, counted
 from slmlib.corpora import CorpusUnavailable, load_corpus
@@ -172,6 +172,23 @@ def test_c2_with_todays_training_is_not_settled_but_at_the_smallest_budget(judge
     assert verdict(judged, "C2", "optimised").verdict == "not significant"
 
 
+def todays(seed):
+    return replace(studies.today_s(), seed=seed)
+
+
+def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_are_there(evidence):
+    saved, there = verdicts.convolutions(evidence.today, evidence.gain), verdicts.convolved(evidence.gain)
+    assert list(saved) == [budget for _, budget in there] and len(saved) >= 7
+    for (_, budget), records in there.items():
+        plain = [*evidence.today["blocks", budget], *(evidence.gain[todays(s)] for s in (3, 4) if budget == 3e12)]
+        without, with_ = (mean(r.test_nll_whole for r in of) for of in (plain, records))
+        assert saved[budget].effect == pytest.approx(without - with_)
+        assert [r.experiment for r in records] == studies.convolved()[budget]
+        assert all(r.experiment.model.conv == recipes.REACH for r in records)
+    fewer = {e: r for e, r in evidence.gain.items() if e != studies.convolved()[1e12][1]}
+    assert list(verdicts.convolved(fewer)) == [key for key in there if key[1] != 1e12]
+
+
 def test_c2_on_the_papers_pair_has_four_answers(judged):
     found = [m.estimate for m in verdict(judged, "C2").contrasts]
     assert [round(e.effect, 3) for e in found] == [0.109, -0.051, 0.002, 0.002]
@@ -295,7 +312,9 @@ def test_what_the_emblem_shows_is_what_validation_chose(evidence):
     lines, points = screen.as_the_paper_trains(evidence)
     assert list(lines) == ["Linear", "MLP", "Self-attention", "Transformer", "Every position"] and len(points) == 18
     shown, hollow = screen.emblem(evidence)
-    assert list(shown) == ["Linear", "MLP", "Transformer", "paper's training"] and hollow == points
+    with_ = "with convolutions"
+    assert list(shown) == ["Linear", "MLP", "Transformer", with_, "paper's training"] and hollow == points
+    assert shown[with_][1e12] == [r.test_nll_whole for r in verdicts.convolved(evidence.gain)["blocks", 1e12]]
     assert shown["MLP"][1e12] == [r.test_nll_whole for r in evidence.today["mlp", 1e12]]
     assert mean(shown["paper's training"][1e12]) == min(mean(line[1e12]) for line in lines.values())
     assert mean(lines["MLP"][1e13]) == pytest.approx(evidence.cells["MLP T=8", 1e13].loss)
