@@ -246,7 +246,8 @@ def published() -> Found:
 def chosen(found: Found) -> dict[tuple[str, float], Point]:
     """The settings that validation chose, by architecture and budget, where the search is at its end.
 
-    They have short convolutions where these were tried with them and lowered the validation loss, at seed 0.
+    They have short convolutions where these were tried with them and lowered the validation loss, in the mean over all
+    seeds that there are.
     """
     points = {}
     for architecture, largest in LARGEST.items():
@@ -254,18 +255,24 @@ def chosen(found: Found) -> dict[tuple[str, float], Point]:
             point, _ = search(architecture, budget, found)
             if point is None:
                 break
-            both = [point, {**point, "conv": REACH}]
-            there = [found.get(experiment(architecture, p, budget, 0)) for p in both]
-            points[architecture, budget] = both[there[1] is not None and min(there[1].valid) < min(there[0].valid)]
+            both = [p for p in (point, {**point, "conv": REACH}) if _seeds(found, architecture, p, budget)]
+            points[architecture, budget] = min(
+                both, key=lambda p, of=(architecture, budget): validation(_seeds(found, of[0], p, of[1]))
+            )
     return points
+
+
+def _seeds(found: Found, architecture: str, point: Point, budget: float) -> list[Record]:
+    """The records of a point, by seed."""
+    of = (found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS))
+    return [record for record in of if record is not None]
 
 
 def runs(found: Found, seeds: int = SEEDS) -> dict[tuple[str, float], list[Record]]:
     """The records of each choice, by architecture and budget, where there are so many seeds at least."""
     there = {}
     for (architecture, budget), point in chosen(found).items():
-        of = [found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS)]
-        if len(records := [record for record in of if record is not None]) >= seeds:
+        if len(records := _seeds(found, architecture, point, budget)) >= seeds:
             there[architecture, budget] = records
     return there
 
@@ -347,7 +354,8 @@ def best_under(
     Args:
         flops: of training's matrix products.
         corpus: the text; its vocabulary counts in what a window costs.
-        architecture: one of ``LADDERS``; None for that with the lowest validation loss at the nearest budget.
+        architecture: one of ``LADDERS``; None for that with the lowest validation loss at the nearest budget, in the
+            mean over seeds.
         found: records to choose by; the published ones if None.
         seed: of the run.
 
@@ -369,8 +377,7 @@ def best_under(
     if architecture is None:
         reach = {a: max(b for other, b in points if other == a) for a, _ in points}
         of_nearest = {a: p for (a, b), p in points.items() if b == nearest and flops <= reach[a] * 1.001}
-        at = {a: found[experiment(a, p, nearest, 0)] for a, p in of_nearest.items()}
-        architecture = min(at, key=lambda a: min(at[a].valid))
+        architecture = min(of_nearest, key=lambda a: validation(_seeds(found, a, of_nearest[a], nearest)))
     mine = sorted(budget for a, budget in points if a == architecture)
     low = max(b for b in mine if b <= flops * 1.001)
     high = min((b for b in mine if b >= flops / 1.001), default=None)

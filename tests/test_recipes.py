@@ -136,8 +136,10 @@ def test_what_is_trained_under_a_budget_is_what_was_chosen_there(architecture, s
 def test_short_convolutions_are_chosen_where_they_were_tried_and_lower_the_validation_loss(searched):
     points = recipes.chosen(searched)
     for budget, less in ((3e10, 0.01), (1e11, -0.01)):
-        e = recipes.experiment("blocks", {**points["blocks", budget], "conv": recipes.REACH}, budget, 0)
-        searched[e] = record(e, min(searched[replace(e, model=replace(e.model, conv=0))].valid) - less)
+        for seed in range(3):  # by the mean: the seed that chose the settings is a lucky one without them
+            e = recipes.experiment("blocks", {**points["blocks", budget], "conv": recipes.REACH}, budget, seed)
+            loss = min(searched[replace(e, model=replace(e.model, conv=0))].valid) - less
+            searched[e] = record(e, loss + (0.03, -0.02, -0.01)[seed])
     added = {**points["blocks", 3e10], "conv": recipes.REACH}
     assert recipes.chosen(searched) == {**points, ("blocks", 3e10): added}
     assert recipes.best_under(3e10, text(40_000), "blocks", searched).model.conv == recipes.REACH
