@@ -50,7 +50,8 @@ def forward_flops(
     ``absorbed`` is ``needed`` without keys and values in the last layer where one position is scored, which nothing in
     ``slmlib`` computes: q · W_K x = (W_Kᵀ q) · x and Σ a W_V x = W_V Σ a x (DeepSeek-AI, 2024, on inference). Query,
     W_Kᵀ q and the value matrix cost 2C² each, the two products over the T inputs of each of H heads 2THC each. Rotary
-    positions stand between W_K and the query, so there the keys remain: 2TC² and 2TC. Otherwise it equals ``needed``.
+    positions stand between W_K and the query, so there the keys remain: 2TC² and 2TC. Otherwise it equals ``needed``,
+    and where a convolution before the feed-forward layer needs attention at more than one position.
 
     ``paper`` is the paper's figure: 2 · parameters · T, for every architecture alike. Of an architecture that has no
     closed form here, the other three are what PyTorch counts.

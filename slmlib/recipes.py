@@ -246,8 +246,8 @@ def published() -> Found:
 def chosen(found: Found) -> dict[tuple[str, float], Point]:
     """The settings that validation chose, by architecture and budget, where the search is at its end.
 
-    They have short convolutions where these were tried with them and lowered the validation loss, in the mean over all
-    seeds that there are.
+    They have short convolutions where these were tried with them and lowered the validation loss, in the mean over
+    ``SEEDS`` seeds or more that both have.
     """
     points = {}
     for architecture, largest in LARGEST.items():
@@ -255,24 +255,26 @@ def chosen(found: Found) -> dict[tuple[str, float], Point]:
             point, _ = search(architecture, budget, found)
             if point is None:
                 break
-            both = [p for p in (point, {**point, "conv": REACH}) if _seeds(found, architecture, p, budget)]
-            points[architecture, budget] = min(
-                both, key=lambda p, of=(architecture, budget): validation(_seeds(found, of[0], p, of[1]))
-            )
+            mixed = {**point, "conv": REACH}
+            without, with_ = (_seeds(found, architecture, p, budget) for p in (point, mixed))
+            both = without.keys() & with_.keys()
+            if len(both) >= SEEDS and validation([with_[s] for s in both]) < validation([without[s] for s in both]):
+                point = mixed
+            points[architecture, budget] = point
     return points
 
 
-def _seeds(found: Found, architecture: str, point: Point, budget: float) -> list[Record]:
+def _seeds(found: Found, architecture: str, point: Point, budget: float) -> dict[int, Record]:
     """The records of a point, by seed."""
-    of = (found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS))
-    return [record for record in of if record is not None]
+    of = {seed: found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS)}
+    return {seed: record for seed, record in of.items() if record is not None}
 
 
 def runs(found: Found, seeds: int = SEEDS) -> dict[tuple[str, float], list[Record]]:
     """The records of each choice, by architecture and budget, where there are so many seeds at least."""
     there = {}
     for (architecture, budget), point in chosen(found).items():
-        if len(records := _seeds(found, architecture, point, budget)) >= seeds:
+        if len(records := [*_seeds(found, architecture, point, budget).values()]) >= seeds:
             there[architecture, budget] = records
     return there
 
@@ -348,7 +350,7 @@ def best_under(
     """What to train on a text for so many FLOPs: the settings that validation chose on Tiny Shakespeare, or between.
 
     Between two budgets each setting lies between theirs, on a logarithmic scale and to the nearest step of its ladder;
-    there are short convolutions if there are at the nearer one.
+    there are short convolutions if there are at the lower one.
     Validation and test see the whole splits of the text from token 128 on, through 2,500 and 10,000 windows at most.
 
     Args:
@@ -377,7 +379,7 @@ def best_under(
     if architecture is None:
         reach = {a: max(b for other, b in points if other == a) for a, _ in points}
         of_nearest = {a: p for (a, b), p in points.items() if b == nearest and flops <= reach[a] * 1.001}
-        architecture = min(of_nearest, key=lambda a: validation(_seeds(found, a, of_nearest[a], nearest)))
+        architecture = min(of_nearest, key=lambda a: validation([*_seeds(found, a, of_nearest[a], nearest).values()]))
     mine = sorted(budget for a, budget in points if a == architecture)
     low = max(b for b in mine if b <= flops * 1.001)
     high = min((b for b in mine if b >= flops / 1.001), default=None)
@@ -409,7 +411,7 @@ def small(architecture: str, corpus: Corpus, seed: int = 0) -> Experiment:
 
 
 def _between(architecture: str, low: Point, high: Point, share: float) -> Point:
-    point = {"conv": (low if share < 0.5 else high).get("conv", 0)}
+    point = {"conv": low.get("conv", 0)}
     for name, ladder in LADDERS[architecture].items():
         a, b = low[name], high[name]
         value = exp((1 - share) * log(a) + share * log(b)) if a and b else (1 - share) * a + share * b

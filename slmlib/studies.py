@@ -180,10 +180,15 @@ def reached() -> dict[int, Experiment]:
 
 
 def convolved() -> dict[float, list[Experiment]]:
-    """By budget, what validation chose of today's transformers, with short convolutions; all else as without them."""
+    """By budget, what validation chose of today's transformers, with short convolutions; all else as without them.
+
+    Up to the largest budget that MLPs were given.
+    """
     points = recipes.chosen(Store(RESULTS / "today").found())
     there = {}
-    for budget in (budget for architecture, budget in points if architecture == "blocks"):
+    for budget in (
+        budget for architecture, budget in points if architecture == "blocks" and budget <= recipes.LARGEST["mlp"]
+    ):
         seeds = GAIN_SEEDS if 1e12 <= budget <= 1e13 else SEEDS
         point = {**points["blocks", budget], "conv": recipes.REACH}
         there[budget] = [recipes.experiment("blocks", point, budget, seed) for seed in range(seeds)]
@@ -193,7 +198,7 @@ def convolved() -> dict[float, list[Experiment]]:
 def gain(seeds: int, found: Found) -> list[Experiment]:
     """What buys the gain of today's training: each change at each of its rates, then other seeds of its best.
 
-    And what short convolutions add to it, at all budgets.
+    And what short convolutions add to it, budget by budget.
     """
     wanted = [*reached().values(), *(run for runs in convolved().values() for run in runs)]
     for chain in (True, False):

@@ -72,7 +72,7 @@ class TrainingConfig(Checked):
     optimiser: Literal["adam", "adamw", "muon"] = "adam"  # muon: for the matrices between embedding and head
     muon_rate: float = 0.02  # Muon's learning rate; all else is AdamW's, at learning_rate
     beta2: float = 0.999  # Adam's decay of the squared gradient
-    weight_decay: float = 0.0  # of matrices, decoupled from the gradient; not with "adam"
+    weight_decay: float = 0.0  # of all but vectors, decoupled from the gradient; not with "adam"
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; one step more would be at zero
     warmup: float = 0.0  # the share of the steps in which the rate rises linearly, to all of it at their end
     clip: float | None = None  # the largest norm that the gradient may have; it is scaled down to it

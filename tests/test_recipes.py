@@ -160,7 +160,7 @@ def test_between_two_budgets_each_setting_lies_between_theirs(searched):
     recipes.LADDERS["made up"] = ladders
     try:
         middle = {"width": 32, "rate": 3e-3, "muon_rate": 0.01, "conv": 3}
-        assert recipes._between("made up", low, {**high, "conv": 3}, 0.5) == middle
+        assert recipes._between("made up", {**low, "conv": 3}, high, 0.5) == middle
         assert recipes._between("made up", low, {**high, "conv": 3}, 0.1) == {**low, "conv": 0}
     finally:
         del recipes.LADDERS["made up"]

@@ -84,7 +84,7 @@ def test_short_convolutions_are_added_to_todays_choices():
         studies.REACHES, studies.today_s()
     )
     points, convolved = recipes.chosen(Store(RESULTS / "today").found()), studies.convolved()
-    assert list(convolved) == [budget for name, budget in points if name == "blocks"]
+    assert list(convolved) == [budget for name, budget in points if name == "mlp"]
     for budget, runs in convolved.items():
         without = [replace(run, model=replace(run.model, conv=0)) for run in runs]
         assert without == [recipes.experiment("blocks", points["blocks", budget], budget, s) for s in range(len(runs))]

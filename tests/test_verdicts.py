@@ -182,6 +182,10 @@ def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_a
         assert saved[budget].effect == pytest.approx(without - with_)
         assert [r.experiment for r in records] == studies.convolved()[budget]
         assert all(r.experiment.model.conv == recipes.REACH for r in records)
+    ahead = verdicts.convolved_against_mlp(evidence.today, evidence.gain)
+    mlps = mean(r.test_nll_whole for r in evidence.today["mlp", 1e13])
+    assert list(ahead) == list(saved)
+    assert ahead[1e13].effect == pytest.approx(mlps - mean(r.test_nll_whole for r in there["blocks", 1e13]))
     fewer = {e: r for e, r in evidence.gain.items() if e != studies.convolved()[1e12][1]}
     assert list(verdicts.convolved(fewer)) == [key for key in there if key[1] != 1e12]
 
