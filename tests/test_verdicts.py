@@ -174,19 +174,20 @@ def test_c2_with_todays_training_is_not_settled_but_at_the_smallest_budget(judge
 
 def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_are_there(evidence):
     saved, there = verdicts.convolutions(evidence.today, evidence.gain), verdicts.convolved(evidence.gain)
+    asked = studies.convolved()
     assert list(saved) == [budget for _, budget in there] and len(saved) >= 7
     for (_, budget), records in there.items():
         fives = [evidence.gain[replace(studies.today_s(), seed=seed)] for seed in range(5)]
         plain = fives if budget == studies.GAIN else evidence.today["blocks", budget]
         without, with_ = (mean(r.test_nll_whole for r in of) for of in (plain, records))
         assert saved[budget].effect == pytest.approx(without - with_)
-        assert [r.experiment for r in records] == studies.convolved()[budget]
+        assert [r.experiment for r in records] == asked[budget]
         assert all(r.experiment.model.conv == recipes.REACH for r in records)
     ahead = verdicts.convolved_against_mlp(evidence.today, evidence.gain)
     mlps = mean(r.test_nll_whole for r in evidence.today["mlp", 1e13])
     assert list(ahead) == list(saved)
     assert ahead[1e13].effect == pytest.approx(mlps - mean(r.test_nll_whole for r in there["blocks", 1e13]))
-    fewer = {e: r for e, r in evidence.gain.items() if e != studies.convolved()[1e12][1]}
+    fewer = {e: r for e, r in evidence.gain.items() if e != asked[1e12][1]}
     assert list(verdicts.convolved(fewer)) == [key for key in there if key[1] != 1e12]
 
 
