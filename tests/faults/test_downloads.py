@@ -96,7 +96,7 @@ def file(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("SLMLIB_DATA", str(tmp_path))
-    monkeypatch.setattr(corpora, "PATIENCE", 0.3)
+    monkeypatch.setattr(corpora, "PATIENCE", 0.8)
     monkeypatch.setattr(corpora, "LARGEST", 1_000_000)
 
     def file(url):
