@@ -184,14 +184,11 @@ def convolved() -> dict[float, list[Experiment]]:
 
     Up to the largest budget that MLPs were given.
     """
-    points = recipes.chosen(Store(RESULTS / "today").found())
     there = {}
-    for budget in (
-        budget for architecture, budget in points if architecture == "blocks" and budget <= recipes.LARGEST["mlp"]
-    ):
-        seeds = GAIN_SEEDS if 1e12 <= budget <= 1e13 else SEEDS
-        point = {**points["blocks", budget], "conv": recipes.REACH}
-        there[budget] = [recipes.experiment("blocks", point, budget, seed) for seed in range(seeds)]
+    for (architecture, budget), point in recipes.chosen(Store(RESULTS / "today").found()).items():
+        if architecture == "blocks" and budget <= recipes.LARGEST["mlp"]:
+            point, seeds = {**point, "conv": recipes.REACH}, GAIN_SEEDS if budget >= 1e12 else SEEDS
+            there[budget] = [recipes.experiment("blocks", point, budget, seed) for seed in range(seeds)]
     return there
 
 
