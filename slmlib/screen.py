@@ -16,7 +16,6 @@ from .verdicts import (
     Evidence,
     Verdict,
     convolutions,
-    convolved,
     convolved_against_mlp,
     gains,
     headline,
@@ -91,11 +90,11 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert dear.sign > 0 > cheaper.sign, (dear, cheaper)
     today = {b: m.estimate for b, m in mlp_against_blocks(evidence.today).items()}
     assert [e.sign for e in corrected(list(today.values()))] == [-1, 0, 0, 0, 0, 0, 0], today
-    ahead = convolved_against_mlp(evidence.today, evidence.gain)
+    ahead = convolved_against_mlp(evidence)
     assert [e.sign for e in ahead.values()] == [0, 0, 0, 0, 0, 1, 1] and abs(ahead[1e10].effect) < 0.02, ahead
-    saved = convolutions(evidence.today, evidence.gain)
+    saved = convolutions(evidence)
     assert list(saved) == list(today) and [e.sign for e in saved.values()].count(1) == 5, saved
-    took = [r.seconds["training"] / 60 for r in convolved(evidence.gain)["blocks", 1e13]]
+    took = [r.seconds["training"] / 60 for r in evidence.convolved["blocks", 1e13]]
     assert min(took) > 6.5 and max(took) < 8.5, took
     assert found["convolved"] < found["counting"] - 0.02, found
     assert found["early"] < paper.run("Transformer").test_nll - 0.03 and found["early_share"] < 1e-3
@@ -160,7 +159,7 @@ def emblem(evidence: Evidence) -> tuple[dict, dict]:
     for (architecture, budget), records in evidence.today.items():
         if architecture in names:
             lines.setdefault(names[architecture], {})[budget] = [r.test_nll_whole for r in records]
-    for (_, budget), records in convolved(evidence.gain).items():
+    for (_, budget), records in evidence.convolved.items():
         lines.setdefault("with convolutions", {})[budget] = [r.test_nll_whole for r in records]
     budgets = frontier.budgets_of(evidence.cells, frontier.of("MLP"))
     lines["paper's training"] = {b: frontier.best_within(evidence.cells.values(), b).losses for b in budgets}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from . import paper, recipes
 from .checks import each_seed, explain
-from .experiments import RESULTS, Experiment, Store
+from .experiments import RESULTS, Experiment, Record, Store
 from .flops import flops_per_window
 from .frontier import SEEDS, Found, frontier
 from .models import TransformerConfig
@@ -179,16 +179,14 @@ def reached() -> dict[int, Experiment]:
     return {n: replace(base, model=replace(base.model, conv=n)) for n in REACHES}
 
 
-def convolved() -> dict[float, list[Experiment]]:
-    """By budget, what validation chose of today's transformers, with short convolutions; all else as without them.
-
-    Up to the largest budget that MLPs were given.
-    """
+def convolved(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, list[Experiment]]:
+    """By budget, the transformers of ``recipes.runs`` with short convolutions; all else as without them."""
     there = {}
-    for (architecture, budget), point in recipes.chosen(Store(RESULTS / "today").found()).items():
-        if architecture == "blocks" and budget <= recipes.LARGEST["mlp"]:
-            point, seeds = {**point, "conv": recipes.REACH}, GAIN_SEEDS if budget >= 1e12 else SEEDS
-            there[budget] = [recipes.experiment("blocks", point, budget, seed) for seed in range(seeds)]
+    for (architecture, budget), records in today.items():
+        if architecture == "blocks":
+            run, seeds = records[0].experiment, GAIN_SEEDS if 1e12 <= budget < 3e13 else SEEDS
+            run = replace(run, model=replace(run.model, conv=recipes.REACH))
+            there[budget] = [replace(run, seed=seed) for seed in range(seeds)]
     return there
 
 
@@ -197,7 +195,8 @@ def gain(seeds: int, found: Found) -> list[Experiment]:
 
     And what short convolutions add to it, budget by budget.
     """
-    wanted = [*reached().values(), *(run for runs in convolved().values() for run in runs)]
+    today = recipes.runs(Store(RESULTS / "today").found())
+    wanted = [*reached().values(), *(run for runs in convolved(today).values() for run in runs)]
     for chain in (True, False):
         wanted += [run for of in (tried(chain), gained(found, chain)) for runs in of.values() for run in runs]
     return wanted

@@ -6,6 +6,7 @@ committed records. Losses are NLL in nats per token.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple
@@ -66,6 +67,24 @@ class Evidence:
             return self.paper[label]
         wanted = {seed: OTHERS[label](seed) for seed in range(studies.SEEDS)}
         return {seed: self.studies[run] for seed, run in wanted.items() if run in self.studies}
+
+    @cached_property
+    def convolved(self) -> dict[tuple[str, float], list[Record]]:
+        """As ``today``: its transformers with short convolutions, at the budgets at which all seeds are there."""
+        return {
+            ("blocks", budget): [self.gain[run] for run in runs]
+            for budget, runs in studies.convolved(self.today).items()
+            if all(run in self.gain for run in runs)
+        }
+
+    @cached_property
+    def unconvolved(self) -> dict[tuple[str, float], list[Record]]:
+        """The same transformers without: of all seeds, at a budget at which ``gain`` has them, else of ``today``'s."""
+        there = {}
+        for key, records in self.convolved.items():
+            same = [replace(r.experiment, model=replace(r.experiment.model, conv=0)) for r in records]
+            there[key] = [self.gain[e] for e in same] if all(e in self.gain for e in same) else self.today[key]
+        return there
 
     def without(self, seed: int) -> "Evidence":
         """The same without one seed of the paper's runs."""
@@ -368,41 +387,20 @@ def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[
     return found
 
 
-def convolved(gain: Found) -> dict[tuple[str, float], list[Record]]:
-    """Today's transformers with short convolutions (``studies.convolved``) as ``recipes.runs`` has those without.
-
-    At the budgets at which all seeds are there.
-    """
-    return {
-        ("blocks", budget): [gain[run] for run in runs]
-        for budget, runs in studies.convolved().items()
-        if all(run in gain for run in runs)
-    }
-
-
-def unconvolved(today: Mapping[tuple[str, float], list[Record]], gain: Found) -> dict[tuple[str, float], list[Record]]:
-    """The same transformers without: of all seeds, at a budget at which ``gain`` has them all, else of ``today``'s."""
-    there = {}
-    for key, records in convolved(gain).items():
-        same = [replace(r.experiment, model=replace(r.experiment.model, conv=0)) for r in records]
-        there[key] = [gain[e] for e in same] if all(e in gain for e in same) else today[key]
-    return there
-
-
-def convolutions(today: Mapping[tuple[str, float], list[Record]], gain: Found) -> dict[float, Estimate]:
+def convolutions(evidence: Evidence) -> dict[float, Estimate]:
     """What short convolutions take off the whole test loss of today's transformers, in nats, by budget.
 
     Welch's tests over seeds; p values after Holm's correction over the budgets.
     """
-    pairs = zip(unconvolved(today, gain).items(), convolved(gain).values(), strict=True)
+    pairs = zip(evidence.unconvolved.items(), evidence.convolved.values(), strict=True)
     losses = {key[1]: [[r.test_nll_whole for r in of] for of in (plain, records)] for (key, plain), records in pairs}
     return dict(zip(losses, corrected([unpaired(*pair) for pair in losses.values()]), strict=True))
 
 
-def convolved_against_mlp(today: Mapping[tuple[str, float], list[Record]], gain: Found) -> dict[float, Estimate]:
+def convolved_against_mlp(evidence: Evidence) -> dict[float, Estimate]:
     """``mlp_against_blocks`` for the transformers with short convolutions, p values after Holm's correction."""
-    mlps = {key: records for key, records in today.items() if key[0] == "mlp"}
-    there = mlp_against_blocks({**mlps, **convolved(gain)})
+    mlps = {key: records for key, records in evidence.today.items() if key[0] == "mlp"}
+    there = mlp_against_blocks({**mlps, **evidence.convolved})
     return dict(zip(there, corrected([m.estimate for m in there.values()]), strict=True))
 
 
@@ -497,8 +495,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     )
     trained = evidence.paper["Transformer"].values()
     gaps, vertices = spreads(evidence), minima(evidence.shapes)
-    mixed = convolved(evidence.gain)
-    saved = {b: e.effect for b, e in convolutions(evidence.today, evidence.gain).items()}
+    saved = {b: e.effect for b, e in convolutions(evidence).items()}
     narrow, wide = (vertices["width", budget].at for budget in (3e11, 3e12))
     return {
         "agree": agree["0.03 nats"],
@@ -525,9 +522,9 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "heavier": (wide / narrow) ** 2,  # as weights go
         "uncapped": capped - whole,
         "largest": fmean(r.test_nll_whole for r in evidence.today["blocks", 3e13]),
-        "convolved": fmean(r.test_nll_whole for r in mixed["blocks", dear]),
-        "convolved_tenth": fmean(r.test_nll_whole for r in mixed["blocks", dear / 10]),
-        "convolved_lead": convolved_against_mlp(evidence.today, evidence.gain)[dear].effect,
+        "convolved": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear]),
+        "convolved_tenth": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear / 10]),
+        "convolved_lead": convolved_against_mlp(evidence)[dear].effect,
         "convolved_least": min(saved.values()),
         "convolved_most": max(saved.values()),
         "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),

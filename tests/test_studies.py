@@ -83,8 +83,9 @@ def test_short_convolutions_are_added_to_todays_choices():
     assert {n: replace(e, model=replace(e.model, conv=0)) for n, e in reached.items()} == dict.fromkeys(
         studies.REACHES, studies.today_s()
     )
-    points, convolved = recipes.chosen(Store(RESULTS / "today").found()), studies.convolved()
-    assert list(convolved) == [budget for name, budget in points if name == "mlp"]
+    found = Store(RESULTS / "today").found()
+    points, convolved = recipes.chosen(found), studies.convolved(recipes.runs(found))
+    assert list(convolved) == [budget for name, budget in points if name == "blocks"]
     for budget, runs in convolved.items():
         without = [replace(run, model=replace(run.model, conv=0)) for run in runs]
         assert without == [recipes.experiment("blocks", points["blocks", budget], budget, s) for s in range(len(runs))]

@@ -173,8 +173,8 @@ def test_c2_with_todays_training_is_not_settled_but_at_the_smallest_budget(judge
 
 
 def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_are_there(evidence):
-    saved, there = verdicts.convolutions(evidence.today, evidence.gain), verdicts.convolved(evidence.gain)
-    asked = studies.convolved()
+    saved, there = verdicts.convolutions(evidence), evidence.convolved
+    asked = studies.convolved(evidence.today)
     assert list(saved) == [budget for _, budget in there] and len(saved) >= 7
     for (_, budget), records in there.items():
         fives = [evidence.gain[replace(studies.today_s(), seed=seed)] for seed in range(5)]
@@ -183,12 +183,12 @@ def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_a
         assert saved[budget].effect == pytest.approx(without - with_)
         assert [r.experiment for r in records] == asked[budget]
         assert all(r.experiment.model.conv == recipes.REACH for r in records)
-    ahead = verdicts.convolved_against_mlp(evidence.today, evidence.gain)
+    ahead = verdicts.convolved_against_mlp(evidence)
     mlps = mean(r.test_nll_whole for r in evidence.today["mlp", 1e13])
     assert list(ahead) == list(saved)
     assert ahead[1e13].effect == pytest.approx(mlps - mean(r.test_nll_whole for r in there["blocks", 1e13]))
     fewer = {e: r for e, r in evidence.gain.items() if e != asked[1e12][1]}
-    assert list(verdicts.convolved(fewer)) == [key for key in there if key[1] != 1e12]
+    assert list(replace(evidence, gain=fewer).convolved) == [key for key in there if key[1] != 1e12]
 
 
 def test_c2_on_the_papers_pair_has_four_answers(judged):
@@ -316,7 +316,7 @@ def test_what_the_emblem_shows_is_what_validation_chose(evidence):
     shown, hollow = screen.emblem(evidence)
     with_ = "with convolutions"
     assert list(shown) == ["Linear", "MLP", "Transformer", with_, "paper's training"] and hollow == points
-    assert shown[with_][1e12] == [r.test_nll_whole for r in verdicts.convolved(evidence.gain)["blocks", 1e12]]
+    assert shown[with_][1e12] == [r.test_nll_whole for r in evidence.convolved["blocks", 1e12]]
     assert shown["MLP"][1e12] == [r.test_nll_whole for r in evidence.today["mlp", 1e12]]
     assert mean(shown["paper's training"][1e12]) == min(mean(line[1e12]) for line in lines.values())
     assert mean(lines["MLP"][1e13]) == pytest.approx(evidence.cells["MLP T=8", 1e13].loss)
