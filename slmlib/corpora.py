@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.request import build_opener
@@ -108,7 +109,7 @@ class Vocabulary:
             ValueError: on the first token that is not in the vocabulary; names it and its position.
         """
         tokens = text if self.unit == "character" else text.split()
-        ids = np.fromiter((self._ids.get(t, -1) for t in tokens), np.int64, len(tokens))
+        ids = np.fromiter(map(self._ids.get, tokens, repeat(-1)), np.int64, len(tokens))
         if len(unknown := np.flatnonzero(ids < 0)):
             at = int(unknown[0])
             raise ValueError(f"{self.unit} {tokens[at]!r} at position {at} is not among the {len(self)} known")

@@ -42,13 +42,15 @@ class Gate:
             raise ValueError(
                 f"features of {len(features)} tokens, losses of {len(nll)}: give both of the same, one at least"
             )
-        features, nll = features.double(), nll.double()
-        self.weights = torch.zeros(features.size(1), nll.size(1), dtype=torch.float64, requires_grad=True)
+        # Tokens last: softmax over a few contiguous rows takes two thirds of the time that one over short rows takes.
+        x, y = features.double().T.contiguous(), nll.double().T.contiguous()
+        self.weights = torch.zeros(len(x), len(y), dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.LBFGS([self.weights], max_iter=300, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimiser.zero_grad()
-            value = self.nll(features, nll).mean() + self.weights.square().sum() / len(nll)
+            mixed = torch.logsumexp((self.weights.T @ x).log_softmax(0) - y, 0)
+            value = self.weights.square().sum() / len(nll) - mixed.mean()
             value.backward()
             return value
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -183,8 +184,9 @@ def _fitted(corpus: Corpus, architecture: str, seconds: float, seed: int) -> Exp
     experiment, took = recipes.best_within(seconds, corpus, architecture, seed=seed)
     expected = _expected(experiment, corpus)
     if expected > 1.25 * took:  # slower than where the records were made, by its processor or by its vocabulary
-        experiment, took = recipes.best_within(seconds * took / expected, corpus, architecture, seed=seed)
-        expected = _expected(experiment, corpus)
+        with suppress(ValueError):  # where none is as fast, that one, cut short
+            experiment, took = recipes.best_within(seconds * took / expected, corpus, architecture, seed=seed)
+            expected = _expected(experiment, corpus)
     more = (until - time.perf_counter()) / expected
     most = recipes.PASSES / recipes.passes(experiment, len(corpus.train))
     training = experiment.training

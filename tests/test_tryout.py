@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from slmlib import tryout
+from slmlib import recipes, tryout
 from slmlib.__main__ import _harmless, app
 from slmlib.corpora import read_corpus
 from slmlib.models import MLPConfig, TransformerConfig, build
@@ -27,6 +27,20 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def an_eighth():
+    """Of a budget of FLOPs the networks are trained for so much, to save time."""
+
+    def less(*arguments, **options):
+        run = best_under(*arguments, **options)
+        few = run.training.windows_per_epoch // 8
+        return replace(run, training=replace(run.training, windows_per_epoch=few))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "best_under", less)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tried(file):
     corpus = read_corpus(file)
@@ -38,7 +52,7 @@ def test_counting_and_two_networks_are_tried_and_mixed(tried):
     counting, mlp, blocks, mixed = found.rows
     assert counting.model.startswith("counting, order ") and counting.flops == 0
     assert (mlp.model, blocks.model) == ("MLP", "transformer")
-    assert all(0.8e10 < row.flops < 1.2e10 for row in (mlp, blocks))
+    assert all(0.8e10 < 8 * row.flops < 1.2e10 for row in (mlp, blocks))
     orders = KneserNey(9, len(corpus.vocabulary)).fit(corpus.train).sizes
     assert mixed.parameters == sum(orders) + {r.model: r.parameters for r in (mlp, blocks)}[mixed.model.split()[0]]
     assert mixed.test_nll <= min(counting.test_nll, mlp.test_nll, blocks.test_nll) + 0.02
@@ -72,6 +86,12 @@ def test_a_budget_of_seconds_is_kept_to(file):
         return sum(row.seconds for row in tryout.attempt(corpus, seconds=20, workers=1).rows[:3])
 
     assert any(took() < 25 for _ in range(3))  # the machine may get slower while it trains
+
+
+def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypatch):
+    monkeypatch.setattr(tryout, "_expected", lambda *arguments: 1e4)
+    run = tryout._fitted(tried[0], "blocks", 4.0, 0)
+    assert run.training.windows_per_epoch == run.training.batch
 
 
 def test_one_budget_is_asked_for(tried):
