@@ -76,14 +76,21 @@ class Counted(NamedTuple):
 
 
 def counted(
-    corpus: Corpus, training: TrainingConfig, context: int, orders: Sequence[int] | None = None
+    corpus: Corpus, training: TrainingConfig, context: int, models: Sequence[KneserNey] = ()
 ) -> dict[str, Counted]:
-    """Kneser-Ney of several orders, counted on the train split, at the tokens that a training's looks score.
+    """Kneser-Ney of several orders at the tokens that a training's looks score.
 
     The features are those of the highest order: how long a history was seen, one of n; and how often each length was,
     as log(1 + count) / 3.
+
+    Args:
+        corpus: the text.
+        training: whose looks.
+        context: of the network that they are mixed with.
+        models: fitted on the train split; those of ``ORDERS`` if there are none.
     """
-    models = [KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in orders or ORDERS[corpus.vocabulary.unit]]
+    orders = () if models else ORDERS[corpus.vocabulary.unit]
+    models = [*models, *(KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in orders)]
     splits = {
         "valid": (corpus.valid, [training.validation]),
         "test": (corpus.test, [training.test, training.whole_test]),

@@ -107,8 +107,9 @@ def attempt(
         return corpus.vocabulary.decode(ids[len(prompt) :])
 
     say(f"counting {len(corpus.train):,} {corpus.vocabulary.unit}s")
-    counts = [_counted(order, corpus) for order in ORDERS[corpus.vocabulary.unit]]
-    counting = min(counts, key=lambda model: valid.mean(model.nll(corpus.valid)))
+    unit, V = corpus.vocabulary.unit, len(corpus.vocabulary)
+    counts = {n: KneserNey(n, V).fit(corpus.train) for n in sorted({*ORDERS[unit], *mixing.ORDERS[unit]})}
+    counting = min((counts[n] for n in ORDERS[unit]), key=lambda model: valid.mean(model.nll(corpus.valid)))
     row = Row(
         f"counting, order {counting.order}",
         test.mean(counting.nll(corpus.test)),
@@ -146,7 +147,7 @@ def attempt(
         )
     best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
     network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
-    counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED)
+    counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED, [counts[n] for n in mixing.ORDERS[unit]])
     mixed = mixing.together([network], {name: counted[name] for name in network})["test"].mean().item()
     better = next(r for r in rows if r.model == _NETWORKS[best])
     rows.append(
@@ -160,10 +161,6 @@ def attempt(
         )
     )
     return Tried(rows, networks[best], found[best].record.experiment)
-
-
-def _counted(order: int, corpus: Corpus) -> KneserNey:
-    return KneserNey(order, len(corpus.vocabulary)).fit(corpus.train)
 
 
 def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:

@@ -24,6 +24,10 @@ def corpus(tmp_path_factory):
     return read_corpus(path)
 
 
+def orders(corpus, *numbers):
+    return [KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in numbers]
+
+
 LOOKS = TrainingConfig(eval_windows=300, eval_from=20, valid_from=30, valid_stride=2, whole_stride=3)
 
 
@@ -49,7 +53,7 @@ def test_a_gate_of_a_few_tokens_stays_near_the_plain_mean():
 
 
 def test_what_was_counted_stands_beside_the_tokens_that_are_scored(corpus):
-    there = mixing.counted(corpus, LOOKS, 8, (1, 3))
+    there = mixing.counted(corpus, LOOKS, 8, orders(corpus, 1, 3))
     V = len(corpus.vocabulary)
     for name, ids, look in (
         ("valid", corpus.valid, LOOKS.validation),
@@ -73,7 +77,7 @@ def test_an_ensemble_predicts_the_mean_of_probabilities():
 
 
 def test_the_gate_is_learnt_on_validation_alone(corpus):
-    counting = mixing.counted(corpus, LOOKS, 8, (1, 3))
+    counting = mixing.counted(corpus, LOOKS, 8, orders(corpus, 1, 3))
     sure = {name: torch.full((len(of.nll),), 0.01) for name, of in counting.items()}
     fooled = {**sure, "valid": torch.full_like(sure["valid"], 9.0)}  # a network that is right in the test alone
     alone, good, bad = (mixing.together(networks, counting) for networks in ([], [sure], [fooled]))
@@ -83,7 +87,7 @@ def test_the_gate_is_learnt_on_validation_alone(corpus):
 
 @pytest.mark.parametrize("by_history", [True, False])
 def test_without_regard_to_the_history_all_weights_are_the_same(corpus, by_history):
-    counting = mixing.counted(corpus, LOOKS, 8, (3,))
+    counting = mixing.counted(corpus, LOOKS, 8, orders(corpus, 3))
     other = {name: of.nll[:, 0] + torch.linspace(-0.5, 0.5, len(of.nll)) for name, of in counting.items()}
     mixed = mixing.together([other], counting, by_history)["test"]
     p, q, both = ((-of).exp().double() for of in (other["test"], counting["test"].nll[:, 0], mixed))
@@ -116,5 +120,5 @@ def test_token_losses_are_what_the_looks_take_the_mean_of(corpus):
     model = build(MLPConfig(8, 4, 8), len(corpus.vocabulary), seed=0)
     losses = token_losses(model, corpus, LOOKS)
     assert {name: len(nll) for name, nll in losses.items()} == {
-        name: len(of.nll) for name, of in mixing.counted(corpus, LOOKS, 8, (1,)).items()
+        name: len(of.nll) for name, of in mixing.counted(corpus, LOOKS, 8, orders(corpus, 1)).items()
     }
