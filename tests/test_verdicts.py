@@ -11,7 +11,7 @@ import pytest
 from test_paper import invented, made_up
 from typer.testing import CliRunner
 
-from slmlib import paper, recipes, screen, studies, verdicts
+from slmlib import paper, recipes, screen, stats, studies, verdicts
 from slmlib.__main__ import MARKS, app
 from slmlib.chapters import CONTEXT, counted
 from slmlib.corpora import CorpusUnavailable, load_corpus
@@ -170,6 +170,18 @@ def test_c2_with_todays_training_is_not_settled_but_at_the_smallest_budget(judge
     (at_best,) = verdict(judged, "C2", "optimised").contrasts
     assert at_best.estimate.effect == found[1e13].estimate.effect
     assert verdict(judged, "C2", "optimised").verdict == "not significant"
+
+
+def test_asked_for_a_hundredth_these_verdicts_move(evidence, judged, monkeypatch):
+    """As chapter 12's first solution says."""
+    monkeypatch.setattr(stats, "LEVEL", 0.01)
+    moved = {
+        (was.claim, was.reading, was.flops)
+        for was, now in zip(judged, verdicts.judge(evidence), strict=True)
+        if was.verdict != now.verdict
+    }
+    asked = {("C2", "paper", None), ("C2", "equal compute", 1e12), ("C5", "paper", None), ("C5", "optimised", None)}
+    assert moved == asked
 
 
 def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_are_there(evidence):
