@@ -278,9 +278,7 @@ def scoreboard(
     lines, points = screen.emblem(evidence)
     figure = figures.emblem(lines, points, counting)
     figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
-    Path("book/assets/budget.html").write_text(
-        explore.budget(Store(results / "today").found()).page(), encoding="utf-8"
-    )
+    Path("book/assets/budget.html").write_text(explore.budget(recipes.published(results)).page(), encoding="utf-8")
 
 
 @app.command()

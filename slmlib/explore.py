@@ -240,7 +240,7 @@ def _chart(
 
 def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     """What a budget buys: the model that validation chose, its loss beside counting's, its size, a sample."""
-    found = Store(RESULTS / "today").found() if found is None else found
+    found = recipes.published() if found is None else found
     runs, kept = recipes.runs(found), Store(RESULTS / "together", keeps_losses=True)
     chosen = {}
     for flops in recipes.BUDGETS:

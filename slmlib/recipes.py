@@ -7,6 +7,7 @@ best of the budget below; the validation text begins where the play that trainin
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil, exp, log
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -237,10 +238,10 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
     return list(dict.fromkeys(wanted))
 
 
-def published() -> Found:
+def published(folder: Path = RESULTS) -> Found:
     """The published records of today's training, and of its transformers with short convolutions."""
-    gain = Store(RESULTS / "gain").found()
-    return {**Store(RESULTS / "today").found(), **{e: r for e, r in gain.items() if getattr(e.model, "conv", 0)}}
+    gain = Store(folder / "gain").found()
+    return {**Store(folder / "today").found(), **{e: r for e, r in gain.items() if getattr(e.model, "conv", 0)}}
 
 
 def chosen(found: Found) -> dict[tuple[str, float], Point]:

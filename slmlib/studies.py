@@ -359,17 +359,16 @@ def words_together(seeds: int = SEEDS) -> dict[tuple[str, float], list[Experimen
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
 TOGETHER = ("mlp", "blocks")
+#: The budgets at which transformers without convolutions are mixed as well.
+PLAIN = (1e10, 1e11, 3e12, 3e13)
 
 
 def together(seeds: int = SEEDS) -> list[Experiment]:
-    """What validation chose at these budgets, by the published records of ``today``."""
-    points = recipes.chosen(Store(RESULTS / "today").found())
-    return [
-        recipes.experiment(architecture, point, budget, seed)
-        for (architecture, budget), point in points.items()
-        if architecture in TOGETHER
-        for seed in each_seed(seeds)
-    ]
+    """What validation chose at each budget, by the published records; at some, transformers without convolutions."""
+    chosen, plain = recipes.chosen(recipes.published()), recipes.chosen(Store(RESULTS / "today").found())
+    points = [(a, b, point) for (a, b), point in chosen.items() if a in TOGETHER]
+    points += [("blocks", b, plain["blocks", b]) for b in PLAIN if ("blocks", b) in plain]
+    return list(dict.fromkeys(recipes.experiment(a, p, b, seed) for a, b, p in points for seed in each_seed(seeds)))
 
 
 #: The networks whose weights are published: the name, and for what architecture and budget validation chose it.

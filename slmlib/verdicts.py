@@ -521,7 +521,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "wide": wide,
         "heavier": (wide / narrow) ** 2,  # as weights go
         "uncapped": capped - whole,
-        "largest": fmean(r.test_nll_whole for r in evidence.today["blocks", 3e13]),
+        "largest": fmean(r.test_nll_whole for r in evidence.convolved["blocks", 3e13]),
         "convolved": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear]),
         "convolved_tenth": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear / 10]),
         "convolved_lead": convolved_against_mlp(evidence)[dear].effect,
