@@ -229,7 +229,7 @@ HISTORY = History(step_losses=[4.0, 3.5, 3.2, 3.1], train=[3.75, 3.15], valid=[3
 
 def drawings():
     seeds, one = {1e11: [2.0, 2.1], 1e12: [1.9]}, stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1)
-    yield figures.curves({"Linear": HISTORY, "something else": HISTORY}, 128, levels={"bigram": 2.5})
+    yield figures.curves({"Linear": HISTORY, "something else": HISTORY}, 128)
     yield figures.lines({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context")
     yield figures.lines({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", scale="linear", reported={1: 3.0})
     yield figures.lines({"MLP": seeds}, "FLOPs", scale="log", points={"_a": (1e11, 2.5), "b": (1e12, 2.4)})

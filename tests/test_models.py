@@ -645,8 +645,8 @@ def test_sampling_follows_the_temperature(temperature):
     [
         (ids(2, 3), {}, "got shape (2, 3)"),
         (ids(3), {"n": -1}, "n must be an integer of at least 0, got -1"),
-        (ids(3), {"temperature": -0.5}, "temperature must be a number of at least 0, got -0.5"),
-        (ids(3), {"temperature": math.nan}, "got nan"),
+        (ids(3), {"temperature": -0.5}, "temperature must be a positive number or 0, got -0.5"),
+        *((ids(3), {"temperature": t}, f"got {t}") for t in (math.nan, math.inf)),
         (torch.tensor([V, *range(T)]), {}, f"id {V} at position 0 of prompt"),  # before the last T tokens
         (torch.tensor([0.5]), {}, "prompt must be integers"),
         (ids(3), {"pad": V}, f"id {V} at position 0 of pad"),

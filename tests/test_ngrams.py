@@ -178,7 +178,7 @@ def test_many_contexts_at_once_are_those_one_by_one(length):
     model = KneserNey(3, 6).fit(ids)
     contexts = torch.randint(6, (20, length), generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(model.next_tokens(contexts), torch.stack([model.next_token(c) for c in contexts]))
-    with pytest.raises(ValueError, match="contexts must be 2-D"):
+    with pytest.raises(ValueError, match="contexts"):
         model.next_tokens(ids)
 
 

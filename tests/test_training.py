@@ -609,9 +609,10 @@ def test_at_scales_the_windows_and_keeps_the_text_validated_on(budget, sized_for
     assert BUDGETS["smoke"] < BUDGETS["reduced"] < BUDGETS["paper"] == 1
 
 
-def test_at_lists_the_budgets_for_an_unknown_one():
-    with pytest.raises(ValueError, match="smoke, reduced, paper"):
-        TrainingConfig().at("huge")
+@pytest.mark.parametrize("unknown", ["budget", "sized_for"])
+def test_at_lists_the_budgets_for_an_unknown_one(unknown):
+    with pytest.raises(ValueError, match=f"{unknown} must be 'smoke' or 'reduced' or 'paper', got 'huge'"):
+        TrainingConfig().at(**{"budget": "smoke", unknown: "huge"})
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "reduced"), ("", "reduced"), *((b, b) for b in BUDGETS)])

@@ -233,7 +233,7 @@ def test_context_two_of_three_doublings_hurt_the_transformer(evidence):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rotary_positions_lose_on_the_whole_split_without_any_one_seed(evidence, seed):
-    estimate = CONTRASTS["C5", "paper"][1].measure(evidence.without(seed))
+    estimate = CONTRASTS["C5", "paper"][1].measure(evidence.without(seed)).estimate
     assert estimate.low > 0 and estimate.n == 4
 
 
