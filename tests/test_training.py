@@ -4,6 +4,7 @@ import math
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -76,6 +77,16 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_global_generator(conf
     torch.set_rng_state(state)
     assert outcome(first[1]) != outcome(other[1])
     assert not same(first[0], other[0])
+
+
+@kinds
+def test_two_at_once_in_threads_train_as_one_after_the_other(config, one_thread):
+    """Neither dropout nor the initial weights nor the setting for matrix products is shared between them."""
+    training = replace(FOUR, windows_per_epoch=400)
+    with ThreadPoolExecutor(4) as pool:
+        together = [pool.submit(run, config, training, seed, start=seed) for seed in range(8)]
+    for seed, future in enumerate(together):
+        assert_equal_runs(future.result(), run(config, training, seed, start=seed))
 
 
 def test_the_seed_also_decides_what_dropout_drops():
