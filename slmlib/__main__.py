@@ -5,8 +5,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from math import exp, log
@@ -18,9 +19,8 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from . import models, paper, recipes, studies, tryout, verdicts
 from .checkpoints import NotWritten, write_whole
@@ -63,18 +63,25 @@ def _refuse(error: object) -> typer.Exit:
     return typer.Exit(1)
 
 
+@contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        raise _refuse(error) from None
+
+
 @app.command()
+@_refusing(CorpusUnavailable, CorpusDamaged)
 def data():
     """Fetch and verify every corpus file."""
     print(f"in {data_folder()}:")
     for file in FILES:
-        try:
-            print(f"  {file}  {fetch(file).stat().st_size:>12,} bytes, SHA-256 as expected")
-        except (CorpusUnavailable, CorpusDamaged) as error:
-            raise _refuse(error) from None
+        print(f"  {file}  {fetch(file).stat().st_size:>12,} bytes, SHA-256 as expected")
 
 
 @app.command()
+@_refusing(RecordDamaged, ClusterBroken)
 def run(
     suite: Annotated[Suite, typer.Argument(help="Which experiments.")],
     seeds: Annotated[
@@ -111,71 +118,50 @@ def run(
             return paper.experiments(seeds, group)
         return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
 
+    executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
+    here = (workers, where) if scheduler is None else (executor.threads,)
+    remaining = Remaining(wanted(), records, *here)
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}")
     try:
-        executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
-        here = (workers, where) if scheduler is None else (executor.threads,)
-        remaining = Remaining(wanted(), records, *here)
-    except (RecordDamaged, ClusterBroken) as error:
-        raise _refuse(error) from None
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left(remaining), console=err) as progress:
-        task = progress.add_task("", total=len(remaining.wanted), completed=len(remaining.finished))
+        with Progress(*columns, console=err) as progress, executor as pool:
+            task = progress.add_task("", completed=len(remaining.finished), total=len(remaining.wanted), left=remaining)
 
-        def show(record: Record):
-            name, seconds = record.experiment.name, record.seconds["training"]
-            out.print(f"{name}  test NLL {record.test_nll:.4f}  {seconds:.0f} s", highlight=False)
-            remaining.add(record)
-            progress.update(task, completed=len(remaining.finished))
+            def show(record: Record):
+                name, seconds = record.experiment.name, record.seconds["training"]
+                out.print(f"{name}  test NLL {record.test_nll:.4f}  {seconds:.0f} s", highlight=False)
+                remaining.add(record)
+                progress.update(task, completed=len(remaining.finished))
 
-        try:
-            with executor as pool:
-                while left := [e for e in remaining.wanted if e not in remaining.finished]:
-                    run_all(left, pool, records, where, keep_checkpoints, show)
-                    remaining.want(wanted())  # what the frontier asks next depends on what was found
-                    progress.update(task, total=len(remaining.wanted), completed=len(remaining.finished))
-        except KeyboardInterrupt:
-            progress.stop()
-            err.print(
-                f"Stopped with {len(remaining.finished)} of {len(remaining.wanted)} done. The same command goes on "
-                "from here; a run under way goes on from its last finished epoch."
-            )
-            raise typer.Exit(130) from None
-        except ExceptionGroup as failed:
-            progress.stop()
-            for error in failed.exceptions:
-                err.print(f"{' '.join(error.__notes__)}: {error}", style="red", soft_wrap=True, highlight=False)
-            raise typer.Exit(1) from None
-        except ClusterBroken as error:
-            progress.stop()
-            raise _refuse(error) from None
-        except (BrokenExecutor, NotWritten) as error:
-            progress.stop()
-            what = error if isinstance(error, NotWritten) else f"{_LOST}: free some, or ask for fewer workers ({error})"
-            notes = "; ".join(getattr(error, "__notes__", ()))
-            raise _refuse(f"{what}; {notes}. The same command goes on from here.") from None
-        except RecordDamaged as error:
-            progress.stop()
-            raise _refuse(error) from None
-
-
-class _Left(ProgressColumn):
-    def __init__(self, remaining: Remaining):
-        super().__init__()
-        self.remaining = remaining
-
-    def render(self, task) -> Text:
-        return Text(str(self.remaining))
+            while left := [e for e in remaining.wanted if e not in remaining.finished]:
+                run_all(left, pool, records, where, keep_checkpoints, show)
+                remaining.want(wanted())  # what the frontier asks next depends on what was found
+                progress.update(task, total=len(remaining.wanted), completed=len(remaining.finished))
+    except KeyboardInterrupt:
+        err.print(
+            f"Stopped with {len(remaining.finished)} of {len(remaining.wanted)} done. The same command goes on "
+            "from here; a run under way goes on from its last finished epoch."
+        )
+        raise typer.Exit(130) from None
+    except ExceptionGroup as failed:
+        for error in failed.exceptions:
+            err.print(f"{' '.join(error.__notes__)}: {error}", style="red", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    except ClusterBroken:  # a BrokenExecutor, too
+        raise
+    except (BrokenExecutor, NotWritten) as error:
+        what = error if isinstance(error, NotWritten) else f"{_LOST}: free some, or ask for fewer workers ({error})"
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        raise _refuse(f"{what}; {notes}. The same command goes on from here.") from None
 
 
 @app.command()
+@_refusing(RecordDamaged)
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a configuration.")] = False,
     store: StoreOption = RESULTS / "paper",
 ):
     """The paper's 20 runs: records found and missing, our mean and spread, the paper's figure."""
-    try:
-        lines = paper.status(paper.records(Store(store), seeds=100))
-    except RecordDamaged as error:
-        raise _refuse(error) from None
+    lines = paper.status(paper.records(Store(store), seeds=100))
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
         return
@@ -216,15 +202,13 @@ FolderOption = Annotated[
 
 
 @app.command(name="verdicts")
+@_refusing(RecordDamaged)
 def verdicts_(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a claim and reading.")] = False,
     results: FolderOption = RESULTS,
 ):
     """The verdicts on the paper's claims, as it ran them, at equal compute, and each model at its best."""
-    try:
-        judged = verdicts.judge(verdicts.Evidence.read(results))
-    except RecordDamaged as error:
-        raise _refuse(error) from None
+    judged = verdicts.judge(verdicts.Evidence.read(results))
     if as_json:
         print(json.dumps([v.to_dict() for v in judged], indent=1))
         return
@@ -250,6 +234,7 @@ MARKS = "<!-- first screen: written by python -m slmlib scoreboard --readme -->\
 
 
 @app.command()
+@_refusing(RecordDamaged, CorpusUnavailable, CorpusDamaged, ValueError)
 def scoreboard(
     readme: Annotated[
         bool, typer.Option(help="Write it into README.md and book/intro.md here, its figures into book/assets.")
@@ -262,18 +247,15 @@ def scoreboard(
     template = Path("book/assets/first-screen.md")
     if not template.is_file():
         raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a {template}")
-    try:
-        evidence = verdicts.Evidence.read(results)
-        corpus = load_corpus("tiny_shakespeare")
-        counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus)[1])
-        text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, screen.mixtures(corpus))
-        if not readme:
-            print(text, end="")
-            return
-        for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
-            put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
-    except (RecordDamaged, CorpusUnavailable, CorpusDamaged, ValueError) as error:
-        raise _refuse(error) from None
+    evidence = verdicts.Evidence.read(results)
+    corpus = load_corpus("tiny_shakespeare")
+    counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus)[1])
+    text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, screen.mixtures(corpus))
+    if not readme:
+        print(text, end="")
+        return
+    for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
+        put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
     figures.use_style()
     lines, points = screen.emblem(evidence)
     figure = figures.emblem(lines, points, counting)
@@ -282,14 +264,12 @@ def scoreboard(
 
 
 @app.command()
+@_refusing(CorpusUnavailable, CorpusDamaged)
 def weights(
     folder: Annotated[Path, typer.Option(file_okay=False, help="Where they are written.")] = RESULTS / "weights",
 ):
     """Train the networks whose weights the book shows, where there are none yet (half an hour): float16 safetensors."""
-    try:
-        corpus = load_corpus("tiny_shakespeare")
-    except (CorpusUnavailable, CorpusDamaged) as error:
-        raise _refuse(error) from None
+    corpus = load_corpus("tiny_shakespeare")
     for name, experiment in studies.published().items():
         path = folder / studies.file_of(name)
         if not path.exists():
@@ -325,6 +305,7 @@ def bench(
 
 
 @app.command()
+@_refusing(RecordDamaged, ValueError)
 def best(
     flops: Annotated[float, typer.Option(min=0, help="Training FLOPs that it may cost, 1e12 say.")],
     corpus: Annotated[str, typer.Option(help="The text; the records are of Tiny Shakespeare.")] = "tiny_shakespeare",
@@ -333,10 +314,7 @@ def best(
     """The best model on record that so many FLOPs buy: chosen by validation, tested over seeds."""
     if corpus != "tiny_shakespeare":
         raise typer.BadParameter(f"there are records of tiny_shakespeare alone, not of {corpus}", param_hint="--corpus")
-    try:
-        records = recipes.best(flops)
-    except (RecordDamaged, ValueError) as error:
-        raise _refuse(error) from None
+    records = recipes.best(flops)
     kind, layers = records[0].experiment.kind, getattr(records[0].experiment.model, "layers", 0)
     row = {
         "architecture": kind if not layers else "blocks" if layers > 1 else "one block",
@@ -404,10 +382,8 @@ def try_(
         for row in rows:
             if row["sample"]:
                 print(f"--- {row['model']}\n{_harmless(row['sample'])}\n")
-    try:  # after the rows: where it fails, they were not made in vain
+    with _refusing(NotWritten):  # after the rows: where it fails, they were not made in vain
         tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
-    except NotWritten as error:
-        raise _refuse(error) from None
     write = f"python -m slmlib generate {shlex.quote(str(keep))} -n 200"
     print(f"The best network is in {keep}. Let it write: {write}", file=sys.stderr if as_json else sys.stdout)
 
@@ -418,13 +394,12 @@ def _harmless(text: str) -> str:
 
 
 def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
-    other = (
-        {"bits a character": row["test_nll"] / log(2)} if unit == "character" else {"perplexity": exp(row["test_nll"])}
-    )
+    nll = row["test_nll"]
+    name, value = ("bits a character", nll / log(2)) if unit == "character" else ("perplexity", exp(nll))
     return {
         "model": row["model"],
-        "test NLL": f"{row['test_nll']:.3f}",
-        **{name: f"{value:.2f}" for name, value in other.items()},
+        "test NLL": f"{nll:.3f}",
+        name: f"{value:.2f}",
         "seconds": f"{row['seconds']:.0f}",
         "FLOPs": f"{row['flops']:.1e}" if row["flops"] else "–",
         "parameters": f"{row['parameters']:,}",
@@ -432,6 +407,7 @@ def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
 
 
 @app.command()
+@_refusing(OSError, ValueError)
 def generate(
     model: Annotated[Path, typer.Argument(dir_okay=False, help="A file that try has kept.")],
     prompt: Annotated[str | None, typer.Option(help="What comes before; default: a line's end, if known.")] = None,
@@ -440,16 +416,13 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ):
     """Let a kept model go on from a prompt."""
-    try:
-        network, vocabulary = tryout.load(model)
-        if prompt is None:
-            prompt = "\n" if "\n" in vocabulary.tokens else ""
-        ids = vocabulary.encode(prompt)
-        cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
-        text = vocabulary.decode(models.generate(network, ids, n, temperature, draws, cache=cache))
-        print(_harmless(text) if sys.stdout.isatty() else text)
-    except (OSError, ValueError) as error:
-        raise _refuse(error) from None
+    network, vocabulary = tryout.load(model)
+    if prompt is None:
+        prompt = "\n" if "\n" in vocabulary.tokens else ""
+    ids = vocabulary.encode(prompt)
+    cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
+    text = vocabulary.decode(models.generate(network, ids, n, temperature, draws, cache=cache))
+    print(_harmless(text) if sys.stdout.isatty() else text)
 
 
 def main(command: Callable[[], object] = app) -> None:

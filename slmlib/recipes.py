@@ -17,17 +17,15 @@ from .checks import choice, each_seed, explain
 from .corpora import Corpus
 from .experiments import RESULTS, Experiment, Record, Store
 from .flops import Scored, flops_per_window, muon_flops
+from .frontier import SEEDS, Found
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .training import TrainingConfig
 from .training import budget as in_force
 
-#: Records by experiment.
-Found = Mapping[Experiment, Record]
 #: A setting by name.
 Point = dict[str, Any]
 
 BUDGETS = (1e10, 3e10, 1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # FLOPs of training's matrix products
-SEEDS = 3
 #: The first character of Tiny Shakespeare's validation split that is not of *Measure for Measure*, which training ends
 #: in: there *The Taming of the Shrew* begins, of which the test split is a later part.
 NEXT_PLAY = 74_015

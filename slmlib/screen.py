@@ -4,24 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, quantiles
 
-from . import frontier, mixing, paper, recipes
+from . import frontier, mixing, paper, recipes, verdicts
 from .checkpoints import write_whole
 from .checks import explain
 from .corpora import Corpus
 from .experiments import RESULTS, Store
 from .flops import as_text
 from .stats import corrected, unpaired
-from .verdicts import (
-    CLAIMS,
-    Evidence,
-    Verdict,
-    convolutions,
-    convolved_against_mlp,
-    gains,
-    headline,
-    judge,
-    mlp_against_blocks,
-)
+from .verdicts import Evidence, Verdict
 
 #: Where each claim is taken up.
 CHAPTERS = {"C1": "3, 4", "C2": "5, 11, 13", "C3": "8", "C4": "3, 8", "C5": "7", "C6": "4", "C7": "9"}
@@ -40,7 +30,7 @@ def table(judged: list[Verdict]) -> str:
         "| | the paper's claim | as the paper ran it | at equal compute | each at its best | |",
         "|---|---|---|---|---|---|",
     ]
-    for claim, (name, _) in CLAIMS.items():
+    for claim, (name, _) in verdicts.CLAIMS.items():
         cells = []
         for reading in ("paper", "equal compute", "optimised"):
             asked = [v for v in judged if (v.claim, v.reading) == (claim, reading) and v.weakest]
@@ -75,7 +65,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     Raises:
         AssertionError: where a sentence of the first screen is no longer so.
     """
-    found, judged = headline(evidence, counting) | mixed, judge(evidence)
+    found, judged = verdicts.headline(evidence, counting) | mixed, verdicts.judge(evidence)
     words = {v.claim: v.verdict for v in judged if v.reading == "paper"}
     c2 = {v.flops: v.verdict for v in judged if v.flops}
     assert sorted(c for c, word in words.items() if word == "holds") == ["C1", "C4", "C5", "C7"], words
@@ -88,11 +78,11 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert found["long_loss"] > found["short_loss"] + 0.3 and found["rates_apart"] >= 30
     dear, cheaper = ({c.flops: c.estimate for c in every_position(evidence)}[b] for b in (1e13, 3e12))
     assert dear.sign > 0 > cheaper.sign, (dear, cheaper)
-    today = {b: m.estimate for b, m in mlp_against_blocks(evidence.today).items()}
+    today = {b: m.estimate for b, m in verdicts.mlp_against_blocks(evidence.today).items()}
     assert [e.sign for e in corrected(list(today.values()))] == [-1, 0, 0, 0, 0, 0, 0], today
-    ahead = convolved_against_mlp(evidence)
+    ahead = verdicts.convolved_against_mlp(evidence)
     assert [e.sign for e in ahead.values()] == [0, 0, 0, 0, 0, 1, 1] and abs(ahead[1e10].effect) < 0.02, ahead
-    saved = convolutions(evidence)
+    saved = verdicts.convolutions(evidence)
     assert list(saved) == [*today, 3e13] and [e.sign for e in saved.values()].count(1) == 5, saved
     took = [r.seconds["training"] / 60 for r in evidence.convolved["blocks", 1e13]]
     assert min(took) > 6.5 and max(took) < 8.5, took
@@ -111,7 +101,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert found["mixed_large"] < found["mixed_tiny"] < found["orders"] - 0.03, found
     assert found["best_network"] < found["best_last"] - 0.02 and found["today_tenth"] < found["every"] - 0.02, found
     assert 120 < found["early_all_times"] < 160, found
-    chain = {name: e.effect for name, e in gains(evidence.gain, True).items()}
+    chain = {name: e.effect for name, e in verdicts.gains(evidence.gain, True).items()}
     assert len(chain) == 15 and 2 * sorted(chain.values())[-2] < found["small_batches"] == max(chain.values()), chain
     assert found["narrow"] < found["wide"] and 2 < found["heavier"] < 10**0.5, found
     assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
@@ -126,8 +116,8 @@ def every_position(evidence: Evidence) -> list[frontier.Comparison]:
 
 def fill(template: str, evidence: Evidence, counting: float, mixed: dict[str, float]) -> str:
     """The first screen's text with its numbers and its table."""
-    found = numbers(evidence, counting, mixed)
-    return template.format(**found, table=table(judge(evidence)), short_budget_text=as_text(found["short_budget"]))
+    found, claims = numbers(evidence, counting, mixed), table(verdicts.judge(evidence))
+    return template.format(**found, table=claims, short_budget_text=as_text(found["short_budget"]))
 
 
 def as_the_paper_trains(evidence: Evidence) -> tuple[dict, dict]:

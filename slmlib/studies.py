@@ -163,14 +163,11 @@ def tried(chain: bool) -> dict[str, list[Experiment]]:
 
 def gained(found: Found, chain: bool) -> dict[str, list[Experiment]]:
     """Of each change all seeds, at the learning rate that seed 0's validation chose; of those that are through."""
-    best = {name: _chosen(runs, found) for name, runs in tried(chain).items()}
-    return {name: [replace(run, seed=seed) for seed in range(GAIN_SEEDS)] for name, run in best.items() if run}
-
-
-def _chosen(runs: list[Experiment], found: Found) -> Experiment | None:
-    """Of some runs that which validation chooses; None while not all are through."""
-    through = all(run in found for run in runs)
-    return min(runs, key=lambda run: min(found[run].valid)) if through else None
+    return {
+        name: [replace(min(of, key=lambda e: min(found[e].valid)), seed=seed) for seed in range(GAIN_SEEDS)]
+        for name, of in tried(chain).items()
+        if all(run in found for run in of)
+    }
 
 
 def reached() -> dict[int, Experiment]:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from . import checkpoints
-from .checks import Checked, explain, integer, token_ids
+from .checks import Checked, choice, explain, integer, token_ids
 from .corpora import Corpus
 from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
 from .speed import dropping_by, fast_matmul, keep_freed_memory
@@ -131,9 +131,8 @@ class TrainingConfig(Checked):
         Raises:
             ValueError: for an unknown budget.
         """
-        for name in (budget, sized_for):
-            if name not in BUDGETS:
-                raise ValueError(f"unknown budget {name!r}; there are {', '.join(BUDGETS)}")
+        choice("budget", budget, tuple(BUDGETS))
+        choice("sized_for", sized_for, tuple(BUDGETS))
         fraction = BUDGETS[budget] / BUDGETS[sized_for]
         if fraction >= 1:
             return self

@@ -161,10 +161,11 @@ class Contrast:
             worse, better = ({s: runs[s] for s in seeds} for runs in (worse, better))
         return [read_a.of(r) for r in worse.values()], [read_b.of(r) for r in better.values()]
 
-    def measure(self, evidence: Evidence) -> Estimate | None:
-        """Its effect with an uncorrected p; None with fewer than two seeds."""
+    def measure(self, evidence: Evidence) -> "Measured | None":
+        """As the records have it, with an uncorrected p; None with fewer than two seeds."""
         a, b = self.values(evidence)
-        return paired([x - y for x, y in zip(a, b, strict=True)]) if self.paired else unpaired(a, b)
+        one = paired([x - y for x, y in zip(a, b, strict=True)]) if self.paired else unpaired(a, b)
+        return one and Measured(self.says, one, self.paper, self.note, (tuple(a), tuple(b)))
 
 
 def _worse(worse: str, better: str, read: Read = TEST, paired: bool = True, note: str = "") -> Contrast:
@@ -320,7 +321,7 @@ def judge(
     judged = []
     for reading in ("paper", "optimised", "equal compute"):
         asked = {c: contrast for (c, r), contrast in contrasts.items() if r == reading}
-        found = {c: [_measure(one, evidence) for one in some] for c, some in asked.items()}
+        found = {c: [one.measure(evidence) for one in some] for c, some in asked.items()}
         at_best = _at_best(evidence, reading)
         flat = {(c, i): m for c, some in (found | at_best).items() for i, m in enumerate(some)}
         p = correct({key: 1.0 if m is None else m.estimate.p for key, m in flat.items()})
@@ -332,14 +333,6 @@ def judge(
                 one = _compared(c)
                 judged.append(Verdict("C2", reading, _word([one], 1), (one,), c.flops))
     return sorted(judged, key=lambda v: (v.claim, ("paper", "equal compute", "optimised").index(v.reading)))
-
-
-def _measure(contrast: Contrast, evidence: Evidence) -> Measured | None:
-    estimate = contrast.measure(evidence)
-    if estimate is None:
-        return None
-    values = tuple(tuple(side) for side in contrast.values(evidence))
-    return Measured(contrast.says, estimate, contrast.paper, contrast.note, values)
 
 
 def _compared(c: frontier.Comparison) -> Measured:
@@ -444,7 +437,7 @@ def doublings(evidence: Evidence) -> list[Measured]:
         _worse(f"Transformer, {2 * T} characters", f"Transformer, {T} characters", WHOLE, paired=False)
         for T in studies.CONTEXTS[:-1]
     ]
-    found = [m for contrast in asked if (m := _measure(contrast, evidence)) is not None]
+    found = [m for contrast in asked if (m := contrast.measure(evidence)) is not None]
     estimates = corrected([m.estimate for m in found])
     return [m._replace(estimate=e) for m, e in zip(found, estimates, strict=True)]
 
@@ -459,8 +452,8 @@ def spreads(evidence: Evidence) -> dict[str, tuple[float, float, float]]:
     for (claim, reading), contrasts in CONTRASTS.items():
         for contrast in contrasts if reading == "paper" else ():
             if contrast.paper is not None:
-                shared, apart = contrast.measure(evidence), unpaired(*contrast.values(evidence))
-                rows[f"{claim}: {contrast.says}"] = (contrast.paper, shared.spread, apart.spread)
+                m = contrast.measure(evidence)
+                rows[f"{claim}: {contrast.says}"] = m.paper, m.estimate.spread, unpaired(*m.values).spread
     return rows
 
 
@@ -500,7 +493,6 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     return {
         "agree": agree["0.03 nats"],
         "agree_sd": agree["3 s.d."],
-        "agree_predicted": agree["95 % prediction"],
         "counting": counting,
         "best_network": min(c.loss for c in cells.values()),
         "best_last": min(c.loss for c in cells.values() if c.family.architecture != "Every position"),

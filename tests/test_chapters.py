@@ -100,8 +100,9 @@ def test_the_bibliography_is_what_the_chapters_cite():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What chapters display."""
+    """What chapters display, all with the corpus that every Python carries."""
     things = []
+    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
     monkeypatch.setattr(chapters, "display", things.append)
     monkeypatch.setattr(figures, "use_style", lambda: None)
     monkeypatch.setenv("SLMLIB_BUDGET", "reduced")
@@ -132,21 +133,13 @@ def test_a_damaged_corpus_is_an_error_in_a_chapter_too(shown, monkeypatch):
         chapters.start("tiny_shakespeare")
 
 
-def test_a_chapter_with_its_corpus_shows_no_banner(shown, monkeypatch):
-    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
-    assert chapters.start("tiny_shakespeare").stands_in_for is None
-    assert shown == []
-
-
-def test_tables_of_a_chapter_show_long_cells_whole(shown, monkeypatch):
-    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
+def test_a_chapter_with_its_corpus_shows_no_banner_and_long_cells_of_tables_whole(shown):
     with pd.option_context("display.max_colwidth", 10):
-        chapters.start("tiny_shakespeare")
+        assert chapters.start("tiny_shakespeare").stands_in_for is None and shown == []
         assert 99 * "-" in pd.DataFrame({"a": [99 * "-"]})._repr_html_()
 
 
 def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):
-    monkeypatch.setattr(chapters, "load_corpus", lambda name: corpora.load_corpus("python-docs"))
     monkeypatch.setenv("SLMLIB_BUDGET", "smoke")
     chapters.start("tiny_shakespeare")
     assert "slm-banner" in shown[0].data and "mean nothing" in shown[0].data
@@ -160,8 +153,8 @@ def test_a_smoke_run_says_that_its_numbers_mean_nothing(shown, monkeypatch):
 def test_sentences_and_findings_keep_silent_together(shown, monkeypatch, budget, stand_in, spoken, live):
     """On a stand-in and at smoke altogether; what speaks of live runs but at the budget where it was tried."""
     monkeypatch.setenv("SLMLIB_BUDGET", budget)
-    load = unavailable(CorpusUnavailable) if stand_in else lambda name: corpora.load_corpus("python-docs")
-    monkeypatch.setattr(chapters, "load_corpus", load)
+    if stand_in:
+        monkeypatch.setattr(chapters, "load_corpus", unavailable(CorpusUnavailable))
     chapters.start("tiny_shakespeare")
     del shown[:]
     chapters.say("so it is", live=live)
@@ -229,7 +222,7 @@ HISTORY = History(step_losses=[4.0, 3.5, 3.2, 3.1], train=[3.75, 3.15], valid=[3
 
 def drawings():
     seeds, one = {1e11: [2.0, 2.1], 1e12: [1.9]}, stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1)
-    yield figures.curves({"Linear": HISTORY, "something else": HISTORY}, 128, levels={"bigram": 2.5})
+    yield figures.curves({"Linear": HISTORY, "something else": HISTORY}, 128)
     yield figures.lines({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context")
     yield figures.lines({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", scale="linear", reported={1: 3.0})
     yield figures.lines({"MLP": seeds}, "FLOPs", scale="log", points={"_a": (1e11, 2.5), "b": (1e12, 2.4)})
@@ -241,11 +234,15 @@ def drawings():
     yield figures.attention_rows(torch.rand(4, 3, 8), ["a b", "\nc", "d"])
 
 
-def test_figures_draw_labelled():
+def test_figures_are_labelled_and_legible_on_a_phone():
+    """Where their 481 pixels are shown as 327."""
     with plt.rc_context(figures.STYLE):
         for figure in drawings():
             figure.canvas.draw()
             assert all(ax.get_xlabel() or ax.get_title() for ax in figure.axes)
+            sizes = [t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+            inches = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
+            assert min(sizes) * 96 / 72 * 327 / (96 * inches) >= 9, (min(sizes), inches)
             plt.close(figure)
 
 
@@ -303,17 +300,6 @@ def test_a_waterfall_goes_from_loss_to_loss_in_the_colour_of_what_it_did():
         figures.PALE,
     ]
     plt.close(figure)
-
-
-def test_text_in_a_figure_is_legible_on_a_phone():
-    """Where its 481 pixels are shown as 327."""
-    with plt.rc_context(figures.STYLE):
-        for figure in drawings():
-            figure.canvas.draw()
-            sizes = [t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
-            inches = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
-            assert min(sizes) * 96 / 72 * 327 / (96 * inches) >= 9, (min(sizes), inches)
-            plt.close(figure)
 
 
 def contrast(a, b):

@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from slmlib import __main__ as main
@@ -108,10 +107,6 @@ def test_what_is_redirected_is_utf_8_whatever_the_locale(command, encoding):
     assert "±" in plain.stdout.decode("utf-8") or "−" in plain.stdout.decode("utf-8")
 
 
-def test_a_narrow_terminal_loses_no_figure():
-    assert "…" not in command_line("status", COLUMNS="40").stdout.decode("utf-8")
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_output_that_cannot_be_written_is_said_in_a_line():
     with open("/dev/full", "w", encoding="utf-8") as full:
@@ -138,19 +133,6 @@ def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count("test NLL") == 3 and all(experiment(seed, epochs=1) in Store(tmp_path) for seed in range(3))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(tmp_path):
-    process = start(tmp_path, "--device", "cuda")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "PyTorch finds no GPU here" in err and "Traceback" not in err
-
-
-def test_groups_are_the_papers(tmp_path):
-    process = start(tmp_path, "--group", "main")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "only the suite paper has groups" in err
 
 
 def test_workers_end_with_the_command(tmp_path):

@@ -42,27 +42,19 @@ def counted(config, vocab_size, scored="last", batch=1, backward=True):
     return count_flops(model, tokens, tokens if scored == "every" else tokens[:, 0], backward)
 
 
-@pytest.mark.parametrize("run", paper.RUNS, ids=lambda r: r.label)
+COUNTED = [
+    *((config, 7, scored) for config in VARIANTS for scored in ("last", "every")),
+    *((run.model, V[run.corpus], "last") for run in paper.RUNS),
+    *((run.model, 65, "every") for run in paper.RUNS[14:18]),
+]
+
+
+@pytest.mark.parametrize(("config", "vocab_size", "scored"), COUNTED, ids=str)
 @pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
-def test_the_papers_configurations_are_counted_exactly(run, backward):
-    vocab_size = V[run.corpus]
-    assert flops_per_window(run.model, vocab_size, "needed", backward) == counted(
-        run.model, vocab_size, backward=backward
-    )
-
-
-@pytest.mark.parametrize("config", VARIANTS, ids=str)
-@pytest.mark.parametrize("scored", ["last", "every"])
-@pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
-def test_every_variant_is_counted_exactly(config, scored, backward):
-    closed = flops_per_window(config, 7, "needed", backward, scored)
-    assert closed == counted(config, 7, scored, backward=backward)
-    assert 3 * closed == counted(config, 7, scored, batch=3, backward=backward)
-
-
-@pytest.mark.parametrize("run", paper.RUNS[14:18], ids=lambda r: r.label)
-def test_the_papers_transformers_scored_at_every_position(run):
-    assert flops_per_window(run.model, 65, "needed", scored="every") == counted(run.model, 65, "every")
+def test_every_variant_and_all_of_the_papers_runs_are_counted_exactly(config, vocab_size, scored, backward):
+    closed = flops_per_window(config, vocab_size, "needed", backward, scored)
+    assert closed == counted(config, vocab_size, scored, backward=backward)
+    assert 3 * closed == counted(config, vocab_size, scored, batch=3, backward=backward)
 
 
 @pytest.mark.parametrize(
@@ -204,16 +196,18 @@ def test_counting_leaves_no_trace():
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("arguments", [{"ledger": "exact"}, {"scored": "all"}])
-def test_unknown_names_are_named(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        flops_per_window(SMALL, 7, **arguments)
-
-
-@pytest.mark.parametrize("config", [LinearConfig(), MLPConfig()], ids=str)
-def test_only_a_transformer_scores_every_position(config):
-    with pytest.raises(ValueError, match="every"):
-        flops_per_window(config, 7, scored="every")
+@pytest.mark.parametrize(
+    ("config", "arguments", "named"),
+    [
+        (SMALL, {"ledger": "exact"}, "ledger"),
+        (SMALL, {"scored": "all"}, "scored"),
+        *((config, {"scored": "every"}, "every") for config in (LinearConfig(), MLPConfig())),
+    ],
+    ids=str,
+)
+def test_an_unknown_ledger_and_positions_that_a_model_does_not_score_are_named(config, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        flops_per_window(config, 7, **arguments)
 
 
 def test_the_committed_records_counted_what_the_closed_form_says():

@@ -1,6 +1,6 @@
 import math
 import re
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,12 +69,6 @@ def test_parameter_counts_are_the_papers(run):
     assert count.total == run.params
     tables = vocab_size + (run.model.context if getattr(run.model, "positions", None) == "learned" else 0)
     assert count.without_embeddings == run.params - tables * run.model.d_model
-
-
-def test_all_of_the_papers_runs_are_there():
-    groups = {"main": 4, "context": 3, "width": 3, "heads": 3, "depth": 3, "rope": 2, "words": 2}
-    assert {group: sum(run.group == group for run in paper.RUNS) for group in groups} == groups
-    assert len({run.label for run in paper.RUNS}) == len(paper.RUNS) == 20
 
 
 # The same function as a model of PyTorch's own layers
@@ -284,12 +278,6 @@ def test_tokens_before_are_embedded_too_from_nothing_on():
         seen = [table[tokens[b, t - n]] if t >= n else none for n, table in enumerate((model.embed.weight, one, two))]
         close(model._embed(tokens)[b, t], sum(seen), 1e-6)
     close(model._embed(tokens[:, :1])[:, 0], model.embed.weight[tokens[:, 0]], 1e-6)
-
-
-@pytest.mark.parametrize("name", ["previous", "conv"])
-def test_no_more_are_taken_from_before_than_a_window_has(name):
-    with pytest.raises(ValueError, match=f"{name} must be below context, got {name}=8, context=8"):
-        replace(TODAY, **{name: T})
 
 
 def test_convolutions_start_as_nothing():
@@ -536,20 +524,12 @@ def test_tokens_of_the_wrong_shape_are_refused(config):
     [
         ({"d_model": 16, "heads": 3}, "heads=3, d_model=16"),
         ({"d_model": 12, "heads": 4, "positions": "rope"}, "positions='rope'.* 12 / 4 = 3"),
+        *(({"context": 8, n: 8}, f"{n} must be below context, got {n}=8, context=8") for n in ("previous", "conv")),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_named(fields, named):
     with pytest.raises(ValueError, match=named):
         TransformerConfig(**fields)
-
-
-@kinds
-def test_configs_are_frozen_and_hashable(config):
-    twin, other = replace(config), replace(config, context=T + 1)
-    assert twin == config != other
-    assert {config, twin, other} == {config, other}
-    with pytest.raises(FrozenInstanceError):
-        config.context = 3
 
 
 @kinds
@@ -645,8 +625,8 @@ def test_sampling_follows_the_temperature(temperature):
     [
         (ids(2, 3), {}, "got shape (2, 3)"),
         (ids(3), {"n": -1}, "n must be an integer of at least 0, got -1"),
-        (ids(3), {"temperature": -0.5}, "temperature must be a number of at least 0, got -0.5"),
-        (ids(3), {"temperature": math.nan}, "got nan"),
+        (ids(3), {"temperature": -0.5}, "temperature must be a positive number or 0, got -0.5"),
+        *((ids(3), {"temperature": t}, f"got {t}") for t in (math.nan, math.inf)),
         (torch.tensor([V, *range(T)]), {}, f"id {V} at position 0 of prompt"),  # before the last T tokens
         (torch.tensor([0.5]), {}, "prompt must be integers"),
         (ids(3), {"pad": V}, f"id {V} at position 0 of pad"),

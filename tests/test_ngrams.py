@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slmlib.corpora import CorpusUnavailable, Vocabulary, fetch, load_corpus
+from slmlib.corpora import CorpusUnavailable, load_corpus
 from slmlib.ngrams import Additive, KneserNey, _discounts
 
 V = 5
@@ -34,27 +34,24 @@ def test_nll_is_what_counting_by_hand_gives(order, alpha):
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("order", [1, 2, 4])
-def test_the_probabilities_of_all_next_tokens_sum_to_one(order):
-    model = Additive(order, V).fit(ids(40))
-    history = ids(order - 1, seed=2)
-    p = [model.nll(torch.cat((history, torch.tensor([w]))))[-1].neg().exp() for w in range(V)]
-    assert float(sum(p)) == pytest.approx(1, abs=1e-12)
-
-
 def test_a_large_vocabulary_needs_no_table_of_all_pairs():
     nll = Additive(2, 40_000).fit(torch.tensor([0, 39_999, 0, 39_999])).nll(torch.tensor([0, 39_999]))
     assert nll[1].item() == pytest.approx(-math.log(3 / 40_002))
 
 
-def test_a_text_shorter_than_the_order_is_scored_by_shorter_ngrams_alone():
-    model, text = Additive(4, V).fit(ids(40)), ids(9, seed=1)
-    for n in (0, 1, 2):
+kinds = pytest.mark.parametrize("kind", [Additive, KneserNey])
+
+
+@kinds
+def test_a_text_shorter_than_the_order_is_scored_by_shorter_ngrams_alone(kind):
+    model, text = kind(4, V).fit(ids(40)), ids(9, seed=1)
+    for n in range(4):
         torch.testing.assert_close(model.nll(text[:n]), model.nll(text)[:n])
 
 
-@pytest.mark.parametrize("counted", [Additive(3, V), KneserNey(3, V)], ids=lambda m: type(m).__name__)
-def test_ids_that_cannot_be_counted_are_named(counted):
+@kinds
+def test_ids_that_cannot_be_counted_are_named(kind):
+    counted = kind(3, V)
     for bad, message in ((ids(2), "no 3-gram"), (ids(9).view(3, 3), "1-D"), (torch.tensor([0, 1, V]), f"id {V} at")):
         with pytest.raises(ValueError, match=message):
             counted.fit(bad)
@@ -71,15 +68,15 @@ def test_bad_arguments_are_named(arguments):
         Additive(*arguments)
 
 
-@pytest.mark.parametrize("model", [Additive, KneserNey])
+@kinds
 @pytest.mark.parametrize("ids", [torch.tensor([0, 1.7]), torch.tensor([True]), [0, 9], "abc", torch.tensor(0)], ids=str)
-def test_what_are_no_ids_is_refused(model, ids):
+def test_what_are_no_ids_is_refused(kind, ids):
     with pytest.raises(ValueError, match=r"ids must be|id 9 at position 1"):
-        model(1, V).fit(ids)
-    for order, vocab_size in ((2.5, V), (2, 2.5), ("2", V), (True, V)):
+        kind(1, V).fit(ids)
+    for order, vocab_size in ((2.5, V), (2, 2.5), ("2", V), (True, V), (0, V)):
         with pytest.raises(ValueError, match="must be an integer"):
-            model(order, vocab_size)
-    assert model(np.int64(2), np.int32(V)).fit([0, 1, 2]).order == 2
+            kind(order, vocab_size)
+    assert kind(np.int64(2), np.int32(V)).fit([0, 1, 2]).order == 2
 
 
 def test_additive_smoothing_tends_to_the_uniform_distribution():
@@ -166,19 +163,13 @@ def test_the_next_token_has_a_distribution_that_agrees_with_the_nll(order):
         assert -p[test[i]].log().item() == pytest.approx(nll[i].item())
 
 
-def test_only_the_last_tokens_of_the_context_count():
-    ids = torch.randint(5, (200,), generator=torch.Generator().manual_seed(1))
-    model = KneserNey(3, 5).fit(ids)
-    torch.testing.assert_close(model.next_token(ids[:50]), model.next_token(ids[48:50]))
-
-
 @pytest.mark.parametrize("length", [0, 1, 2, 5])
 def test_many_contexts_at_once_are_those_one_by_one(length):
     ids = torch.randint(5, (200,), generator=torch.Generator().manual_seed(1))
     model = KneserNey(3, 6).fit(ids)
     contexts = torch.randint(6, (20, length), generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(model.next_tokens(contexts), torch.stack([model.next_token(c) for c in contexts]))
-    with pytest.raises(ValueError, match="contexts must be 2-D"):
+    with pytest.raises(ValueError, match="contexts"):
         model.next_tokens(ids)
 
 
@@ -193,8 +184,6 @@ def test_kneser_ney_writes_what_it_has_read():
 
 
 def test_kneser_ney_says_what_is_wrong():
-    with pytest.raises(ValueError, match="order"):
-        KneserNey(0, 5)
     with pytest.raises(ValueError, match="fit first"):
         KneserNey(2, 5).nll(torch.tensor([1]))
     with pytest.raises(ValueError, match="fit first"):
@@ -203,19 +192,6 @@ def test_kneser_ney_says_what_is_wrong():
         Additive(2, 5).nll(torch.tensor([1]))
     with pytest.raises(ValueError, match="at least 0, got -3"):
         KneserNey(2, 5).fit(torch.tensor([1, 2])).generate(torch.tensor([1]), -3)
-    with pytest.raises(ValueError, match="id 5 at position 1 is not from 0 to 4"):
-        KneserNey(2, 5).fit(torch.tensor([1, 5]))
-    with pytest.raises(ValueError, match="1-D"):
-        KneserNey(2, 5).fit(torch.tensor([[1, 2]]))
-    with pytest.raises(ValueError, match="hold no 3-gram"):
-        KneserNey(3, 5).fit(torch.tensor([1, 2]))
-
-
-def test_texts_shorter_than_the_order_are_scored():
-    model = KneserNey(4, 3).fit(torch.tensor([0, 1, 2, 0, 1, 2, 1]))
-    whole = model.nll(torch.tensor([0, 1, 2, 0]))
-    for n in range(4):
-        torch.testing.assert_close(model.nll(torch.tensor([0, 1, 2, 0])[:n]), whole[:n])
 
 
 def corpus_or_skip(name):
@@ -235,14 +211,9 @@ def test_the_papers_windows_of_tiny_shakespeare():
 
 def test_the_published_perplexity_of_penn_treebank():
     """With an end-of-sentence token a line, as everyone but the paper counts: 141 (Mikolov and others, 2011)."""
-    corpus_or_skip("ptb")
-    texts = [
-        fetch(f"ptb/{split}.txt").read_text(encoding="utf-8").replace("\n", " <eos> ") for split in ("train", "test")
-    ]
-    vocabulary = Vocabulary(tuple(sorted(set(texts[0].split()))), "word")
-    train, test = map(vocabulary.encode, texts)
-    nll = KneserNey(5, len(vocabulary)).fit(train).nll(test)
-    assert len(vocabulary) == 10_000 and len(test) == 82_430 and round(nll.mean().exp().item()) == 141
+    corpus = corpus_or_skip("ptb-eos")
+    nll = KneserNey(5, 10_000).fit(corpus.train).nll(corpus.test)
+    assert len(corpus.vocabulary) == 10_000 and len(nll) == 82_430 and round(nll.mean().exp().item()) == 141
 
 
 def test_wikitext_2_in_seconds():

@@ -120,6 +120,9 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         tryout.load(tmp_path / "other.safetensors")
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
 def command(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
@@ -171,6 +174,10 @@ def test_a_table_for_people_names_bits_or_perplexity(file, tmp_path, at_once):
         (["generate", "missing.safetensors"], "no model at missing.safetensors"),
         (["best", "--flops", "1e3"], "the smallest budget is 1e+10"),
         (["best", "--flops", "1e12", "--corpus", "ptb"], "records of tiny_shakespeare alone"),
+        (["run", "paper", "--group", "depths"], "'depths' is not one of"),
+        (["run", "words", "--group", "main"], "only the suite paper has groups"),
+        (["run", "words", "--scheduler", "tcp://x:1", "--workers", "2"], "a cluster has its own, not 2: leave it out"),
+        pytest.param(["run", "words", "--device", "cuda"], "PyTorch finds no GPU here", marks=no_gpu),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(arguments, words, file, tmp_path, monkeypatch):

@@ -262,9 +262,3 @@ def test_a_cluster_for_trying_ends_with_ctrl_c():
 def test_a_piece_is_a_number_of_seconds(piece):
     with pytest.raises(ValueError, match=f"piece must be a number of seconds, at least 0, got {piece!r}"):
         Cluster("tcp://127.0.0.1:1", piece)
-
-
-def test_a_cluster_has_its_own_workers(tmp_path):
-    process = start(tmp_path, "--scheduler", "tcp://127.0.0.1:1", "--workers", "2")
-    _, said = process.communicate(timeout=WAIT)
-    assert process.returncode == 2 and "a cluster has its own, not 2: leave it out" in said

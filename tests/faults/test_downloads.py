@@ -124,4 +124,6 @@ def test_a_download_comes_whole_or_is_given_up_in_a_line_and_leaves_nothing(file
         assert [f.read_bytes() for f in files_in(path.parents[1])] == [b"damaged"] * damaged
         file(address + "whole")
         assert fetch("toy/input.txt").read_bytes() == TEXT
+    file("http://127.0.0.1:9/")
+    assert fetch("toy/input.txt").read_bytes() == TEXT  # which is not asked for again
     assert time.monotonic() - began < 20 and files_in(path.parents[1]) == [path]
