@@ -1,6 +1,7 @@
 """A text of one's own: what is tried on it, what is kept of that, and the commands."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -79,13 +80,10 @@ def test_two_processes_find_what_one_does(tried):
     assert [replace(row, seconds=0.0) for row in again.rows] == [replace(row, seconds=0.0) for row in found.rows]
 
 
-def test_a_budget_of_seconds_is_kept_to(file):
-    corpus = read_corpus(file)
-
-    def took():
-        return sum(row.seconds for row in tryout.attempt(corpus, seconds=20, workers=1).rows[:3])
-
-    assert any(took() < 25 for _ in range(3))  # the machine may get slower while it trains
+def test_a_budget_of_seconds_is_kept_to(file, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # of this process, however busy the machine is
+    rows = tryout.attempt(read_corpus(file), seconds=20, workers=1).rows
+    assert sum(row.seconds for row in rows[:3]) < 25
 
 
 def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypatch):
