@@ -84,8 +84,12 @@ def test_two_processes_find_what_one_does(tried):
 
 def test_a_budget_of_seconds_is_kept_to(file, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", time.process_time)  # of this process, however busy the machine is
-    rows = tryout.attempt(read_corpus(file), seconds=20, workers=1).rows
-    assert sum(row.seconds for row in rows[:3]) < 40  # a core that is shared with others is half as fast
+    corpus = read_corpus(file)
+
+    def took():
+        return sum(row.seconds for row in tryout.attempt(corpus, seconds=20, workers=1).rows[:3])
+
+    assert any(took() < 25 for _ in range(3))  # the machine may get slower while it trains
 
 
 def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypatch):
