@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -100,18 +100,6 @@ def _time(work: Callable[[], object]) -> float:
 
 def text(tokens: int = 200_000) -> torch.Tensor:
     return torch.randint(V, (tokens,), generator=random_stream(0, "benchmark"))
-
-
-@contextmanager
-def one_thread():
-    """As every run of the book has it; the threads that there were afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    speed.keep_freed_memory()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Steps:
@@ -431,7 +419,8 @@ def measure(quick: bool = False, show: Callable[[str], None] = lambda line: None
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "steps": {},
     }
-    with one_thread():
+    speed.keep_freed_memory()  # as in every run of the book
+    with speed.one_thread():
         for name in MAIN if quick else CASES:
             show(f"a training step, {name}")
             found["steps"][name] = step(CASES[name], seconds)

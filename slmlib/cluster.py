@@ -28,6 +28,7 @@ from . import __version__
 from .checkpoints import epochs_done, write_whole
 from .corpora import CorpusDamaged, CorpusUnavailable
 from .experiments import Experiment, Losses, Record, run, work
+from .speed import one_thread
 
 PIECE = 30.0  # seconds: what a piece costs beside its training is a small share of that, and no more is lost
 PATIENCE = 10.0  # seconds for a scheduler to answer
@@ -182,15 +183,14 @@ def _part(
 
     here = get_worker().address
     _compare(here, versions(), asked)  # a worker may have joined later
-    began, threads = time.monotonic(), torch.get_num_threads()
+    began = time.monotonic()
 
     def each_epoch(history):
         if len(history.valid) < experiment.training.epochs and time.monotonic() - began >= seconds:
             raise _Enough
 
     try:
-        torch.set_num_threads(1)  # as in a process pool: the number of threads may change the last bits
-        with TemporaryDirectory(prefix="slmlib-") as folder:
+        with one_thread(), TemporaryDirectory(prefix="slmlib-") as folder:  # one, as in a process pool
             path = Path(folder) / "checkpoint.safetensors"
             if checkpoint:
                 path.write_bytes(checkpoint)
@@ -203,8 +203,6 @@ def _part(
     except Exception as error:
         error.add_note(f"on worker {here}")
         raise
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

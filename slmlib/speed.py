@@ -68,6 +68,17 @@ def dropping_by(generator: torch.Generator, model: nn.Module):
             layer.generator = None
 
 
+@contextmanager
+def one_thread():
+    """Inside, PyTorch has one thread: two stall each other on a busy machine, and may change the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @cache
 def keep_freed_memory():
     """Ask the C library to reuse the memory of freed tensors instead of giving it back to the system.

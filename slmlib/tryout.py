@@ -23,7 +23,7 @@ from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
 from .models import Transformer, build, generate, n_parameters
 from .ngrams import KneserNey
-from .speed import fast_matmul
+from .speed import fast_matmul, one_thread
 from .training import Run, TrainingConfig, epochs, evaluate, token_nll
 from .windows import random_stream
 
@@ -128,7 +128,8 @@ def attempt(
     plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
     tasks = {name: (plain, name, plans.get(name, budget), seed) for name in _NETWORKS}
     if workers == 1:
-        found = {name: _network(*task) for name, task in tasks.items()}
+        with one_thread():
+            found = {name: _network(*task) for name, task in tasks.items()}
     else:
         with process_pool(workers) as pool:
             futures: dict[str, Future] = {name: pool.submit(_network, *task) for name, task in tasks.items()}

@@ -14,6 +14,7 @@ from slmlib.__main__ import BENCH_MARKS, app
 from slmlib.experiments import BENCHMARKS
 from slmlib.models import build
 from slmlib.screen import markdown
+from slmlib.speed import one_thread
 from slmlib.windows import random_stream
 
 sys.path.insert(0, str(BENCHMARKS))
@@ -44,7 +45,7 @@ def test_a_plain_model_has_the_logits_and_gradients_of_ours(name):
 
 
 def test_a_step_is_timed_in_pairs_and_held_against_the_machines_rates():
-    with measure.one_thread():
+    with one_thread():
         row = measure.step(replace(measure.CASES["tiny, width 48"], batch=2), 0.3)
     assert 0 < row["low"] <= row["ratio"] <= row["high"] and row["seconds"] > 0
     assert 0 < row["products"] < 1 and 0 < row["memory"] < 1
@@ -54,7 +55,7 @@ def test_a_trick_is_put_back_after_it_was_left_out():
     for owner, name, instead, cases in measure._WITHOUT.values():
         there = getattr(owner, name)
         case = replace(measure.CASES[cases[-1]], batch=1)
-        with measure.one_thread():
+        with one_thread():
             measure._without(owner, name, instead, case, 0.01)
         assert getattr(owner, name) is there
 

@@ -17,8 +17,6 @@ from slmlib.recipes import best_under
 from slmlib.training import evaluate
 from slmlib.windows import Evaluation, random_stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # two stall each other where anything else runs
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
