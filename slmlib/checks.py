@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from dis import opname
-from functools import wraps
+from functools import cache, wraps
 from inspect import Parameter, signature
 from numbers import Integral, Real
 from os import PathLike
@@ -35,7 +35,7 @@ def integer(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> int
     Raises:
         ValueError: if it is no integer (True and 2.0 are none), below ``least`` or above ``most``; names it.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int | Integral) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {short(value)}")
     if value > most:
         raise ValueError(f"{name} must be an integer of at most {most}, got {short(value)}")
@@ -124,15 +124,14 @@ class Checked:
     _positive: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for f in fields(self):
-            name, value = f"{type(self).__name__}.{f.name}", getattr(self, f.name)
-            kinds = get_args(f.type) or (f.type,)
+        for field, name, kinds, zero, positive in _fields(type(self)):
+            given = value = getattr(self, field)
             if value is None and type(None) in kinds:
                 continue
             if int in kinds:
-                value = integer(name, value, 0 if f.name in self._may_be_zero else 1)
+                value = integer(name, value, 0 if zero else 1)
             elif float in kinds:
-                value = number(name, value, f.name in self._positive, f.name in self._may_be_zero)
+                value = number(name, value, positive, zero)
             elif bool in kinds:
                 if not isinstance(value, bool | np.bool_):
                     raise ValueError(f"{name} must be True or False, got {short(value)}")
@@ -141,7 +140,23 @@ class Checked:
                 value = choice(name, value, kinds)
             elif not isinstance(value, kinds):
                 raise ValueError(f"{name} must be a {' or a '.join(k.__name__ for k in kinds)}, got {short(value)}")
-            object.__setattr__(self, f.name, value)
+            if value is not given:
+                object.__setattr__(self, field, value)
+
+
+@cache
+def _fields(cls: type[Checked]) -> list[tuple[str, str, tuple, bool, bool]]:
+    """Each field, what an error calls it, its types, and whether it may be zero and must be positive."""
+    return [
+        (
+            f.name,
+            f"{cls.__name__}.{f.name}",
+            get_args(f.type) or (f.type,),
+            f.name in cls._may_be_zero,
+            f.name in cls._positive,
+        )
+        for f in fields(cls)
+    ]
 
 
 class Unfit(TypeError, ValueError):

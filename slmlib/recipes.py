@@ -4,7 +4,7 @@ An architecture's settings lie on ladders. At each budget they are chosen by coo
 best of the budget below; the validation text begins where the play that training ends in is over.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil, exp, log
 from pathlib import Path
@@ -160,18 +160,28 @@ def search(architecture: str, budget: float, found: Found) -> tuple[Point | None
     that lowers seed 0's validation loss; twice through all of them up to 10¹² FLOPs, once above. At an architecture's
     last budget its size alone moves, by a step, where a run takes half an hour: an MLP's units, a transformer's blocks.
     """
-    point, asked = _FIRST[architecture], []
-    if budget > BUDGETS[0]:
-        point, asked = search(architecture, BUDGETS[BUDGETS.index(budget) - 1], found)
-        if point is None:
-            return None, asked
-    starts = [p for p in (_ANEW.get((architecture, budget)), point) if p]
-    ends = [_descend(architecture, budget, starts[0], found, asked), *starts[1:]]
-    runs = [experiment(architecture, p, budget, 0) for p in ends if p]
-    asked += runs
-    if None in ends or any(run not in found for run in runs):
-        return None, asked
-    return ends[min(range(len(runs)), key=lambda k: min(found[runs[k]].valid))], asked
+    asked: list[Experiment] = []
+    for at, point, runs in _searches(architecture, found):
+        asked += runs
+        if point is None or at == budget:
+            break
+    return point, asked
+
+
+def _searches(architecture: str, found: Found) -> Iterator[tuple[float, Point | None, list[Experiment]]]:
+    """From the smallest budget up, what ``search`` finds and what that asks for beyond the budget before."""
+    point: Point | None = _FIRST[architecture]
+    for budget in BUDGETS[: BUDGETS.index(LARGEST[architecture]) + 1]:
+        asked: list[Experiment] = []
+        starts = [p for p in (_ANEW.get((architecture, budget)), point) if p]
+        ends = [_descend(architecture, budget, starts[0], found, asked), *starts[1:]]
+        runs = [experiment(architecture, p, budget, 0) for p in ends if p]
+        asked += runs
+        if None in ends or any(run not in found for run in runs):
+            yield budget, None, asked
+            return
+        point = ends[min(range(len(runs)), key=lambda k: min(found[runs[k]].valid))]
+        yield budget, point, asked
 
 
 def _descend(architecture: str, budget: float, point: Point, found: Found, asked: list[Experiment]) -> Point | None:
@@ -225,9 +235,8 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
     What is asked depends on what is found, as in ``studies.frontier``.
     """
     found, wanted = found or {}, []
-    for architecture, largest in LARGEST.items():
-        for budget in BUDGETS[: BUDGETS.index(largest) + 1]:
-            point, asked = search(architecture, budget, found)
+    for architecture in LARGEST:
+        for budget, point, asked in _searches(architecture, found):
             wanted += asked
             if point is None:
                 break
@@ -249,9 +258,8 @@ def chosen(found: Found) -> dict[tuple[str, float], Point]:
     ``SEEDS`` seeds or more that both have.
     """
     points = {}
-    for architecture, largest in LARGEST.items():
-        for budget in BUDGETS[: BUDGETS.index(largest) + 1]:
-            point, _ = search(architecture, budget, found)
+    for architecture in LARGEST:
+        for budget, point, _ in _searches(architecture, found):
             if point is None:
                 break
             mixed = {**point, "conv": REACH}
