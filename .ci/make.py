@@ -22,6 +22,8 @@ SITE = ROOT / "_build" / "html"
 PDF = ROOT / "_build" / "small-language-models.pdf"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+#: pytest, without a check of web addresses that nbformat would load for two seconds, and that no notebook needs.
+PYTEST = "import sys; sys.modules['rfc3987_syntax'] = None; import pytest; sys.exit(pytest.main())"
 MADE = re.compile(r"(^|/)(\.[^/]*|__pycache__|[^/]*\.egg-info)(/|$)")
 
 
@@ -205,7 +207,7 @@ def execute(stale, ran):
         while waiting or running:
             while waiting and len(running) < int(workers):
                 chapter, of = waiting.pop(0)
-                command = [str(PYTHON), "-m", "pytest", "--nbmake", "--overwrite", limit, "-p", "no:cacheprovider"]
+                command = [str(PYTHON), "-c", PYTEST, "--nbmake", "--overwrite", limit, "-p", "no:cacheprovider"]
                 what = ["./" + chapter.name]
                 if "[" in chapter.name:  # where pytest sees a parameter: all but the others
                     others = {c.name for c in chapter.parent.glob("*.ipynb")} - {chapter.name}

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import paper, recipes
-from .checks import each_seed, explain
+from .checks import choice, each_seed, explain
 from .experiments import RESULTS, Experiment, Record, Store
 from .flops import flops_per_window
 from .frontier import SEEDS, Found, frontier
@@ -104,31 +104,38 @@ STEPS = (
     Change("Muon for the blocks' matrices", {}, {"optimiser": "muon"}, _MUON),
     Change("two blocks of width 96", {"layers": 2, "d_model": 96, "heads": 3, "ff_width": 384}, {}, _MUON),
 )
-#: Changes to today's transformer, each on its own: what the chain has not, then what it has, undone.
-VARIANTS = (
-    Change("today's", rates=(1e-2,)),
+_TODAY = Change("today's", rates=(1e-2,))
+#: Changes to today's transformer, each on its own: what the chain has not.
+ADDED = (
+    _TODAY,
     Change("the character before each, too", {"previous": 1}, {}, _MUON),
     Change("short convolutions", {"conv": recipes.REACH}, {}, _MUON),
     Change("tied head", {"tied": True, "embed_init": "small"}, {}, _MUON),
     Change("averaged weights", {}, {"average": 0.99}, _MUON),
     Change("averaged weights, constant rate", {}, {"average": 0.99, "schedule": "constant"}, (2e-3, *_MUON)),
     Change("linear decay", {}, {"schedule": "linear"}, _MUON),
-    Change("no warm-up", {}, {"warmup": 0.0}, _MUON),
     Change("gradient clipped to 1", {}, {"clip": 1.0}, _MUON),
     Change("shorter memory of squared gradients", {}, {"beta2": 0.95}, _MUON),
-    Change("dropout 0.1", {"dropout": 0.1}, {}, _MUON),
     Change("batches four times as large", {}, {"batch": 64}, _MUON),
-    Change("no weight decay", {}, {"weight_decay": 0.0}, _MUON),
-    Change("AdamW alone", {}, {"optimiser": "adamw"}, (1e-3, 2e-3, 5e-3, 1e-2)),
-    Change("constant rate", {}, {"schedule": "constant"}, (2e-3, *_MUON)),
-    Change("queries and keys as they are", {"qk_norm": False}, {}, _MUON),
+)
+#: What it has, undone, each on its own.
+UNDONE = (
+    _TODAY,
+    Change("last position scored", {}, {"scored": "last"}, _MUON),
+    Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
     Change("norm after each sum", {"norm": "post"}, {}, _MUON),
     Change("LayerNorm", {"norm_kind": "layer"}, {}, _MUON),
-    Change("no branch starts at zero", {"zero_init": False}, {}, _MUON),
+    Change("queries and keys as they are", {"qk_norm": False}, {}, _MUON),
     Change("plain ReLU", {"ff_kind": "relu"}, {}, _MUON),
-    Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
-    Change("last position scored", {}, {"scored": "last"}, _MUON),
+    Change("no branch starts at zero", {"zero_init": False}, {}, _MUON),
+    Change("constant rate", {}, {"schedule": "constant"}, (2e-3, *_MUON)),
+    Change("no warm-up", {}, {"warmup": 0.0}, _MUON),
+    Change("no weight decay", {}, {"weight_decay": 0.0}, _MUON),
+    Change("dropout 0.1", {"dropout": 0.1}, {}, _MUON),
+    Change("AdamW alone", {}, {"optimiser": "adamw"}, (1e-3, 2e-3, 5e-3, 1e-2)),
 )
+#: By name; ``chain`` begins with the paper's transformer, the others with today's.
+CHANGES = {"chain": STEPS, "added": ADDED, "undone": UNDONE}
 #: Other reaches of a short convolution than ``recipes.REACH``, and that.
 REACHES = (1, 2, 3, 5, 7)
 _LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
@@ -149,11 +156,12 @@ def today_s() -> Experiment:
     return shaped(GAIN, 2, 96, 32, 0)
 
 
-def tried(chain: bool) -> dict[str, list[Experiment]]:
-    """The experiments of each change, one a learning rate, seed 0: ``STEPS`` if ``chain``, else ``VARIANTS``."""
+def tried(changes: str) -> dict[str, list[Experiment]]:
+    """The experiments of each of ``CHANGES`` of that name, one a learning rate, seed 0."""
+    chain = choice("changes", changes, tuple(CHANGES)) == "chain"
     base = Experiment("tiny_shakespeare", paper.run("Transformer").model, _LOOKS, 0) if chain else today_s()
     there = {}
-    for change in STEPS if chain else VARIANTS:
+    for change in CHANGES[changes]:
         model, training = replace(base.model, **change.model), replace(base.training, **change.training)
         changed = replace(base, model=model, training=training)
         there[change.name] = [_rated(changed, rate, GAIN) for rate in change.rates]
@@ -161,11 +169,11 @@ def tried(chain: bool) -> dict[str, list[Experiment]]:
     return there
 
 
-def gained(found: Found, chain: bool) -> dict[str, list[Experiment]]:
+def gained(found: Found, changes: str) -> dict[str, list[Experiment]]:
     """Of each change all seeds, at the learning rate that seed 0's validation chose; of those that are through."""
     return {
         name: [replace(min(of, key=lambda e: min(found[e].valid)), seed=seed) for seed in range(GAIN_SEEDS)]
-        for name, of in tried(chain).items()
+        for name, of in tried(changes).items()
         if all(run in found for run in of)
     }
 
@@ -194,8 +202,8 @@ def gain(seeds: int, found: Found) -> list[Experiment]:
     """
     today = recipes.runs(Store(RESULTS / "today").found())
     wanted = [*reached().values(), *(run for runs in convolved(today).values() for run in runs)]
-    for chain in (True, False):
-        wanted += [run for of in (tried(chain), gained(found, chain)) for runs in of.values() for run in runs]
+    for changes in CHANGES:
+        wanted += [run for of in (tried(changes), gained(found, changes)) for runs in of.values() for run in runs]
     return wanted
 
 

@@ -397,19 +397,19 @@ def convolved_against_mlp(evidence: Evidence) -> dict[float, Estimate]:
     return dict(zip(there, corrected([m.estimate for m in there.values()]), strict=True))
 
 
-def gains(found: Found, chain: bool) -> dict[str, Estimate]:
-    """How much each change of ``studies`` lowers the loss on the whole test split, in nats.
+def gains(found: Found, changes: str) -> dict[str, Estimate]:
+    """How much each of ``studies.CHANGES`` of that name lowers the loss on the whole test split, in nats.
 
-    Of ``STEPS``, if ``chain``, against the one before; of ``VARIANTS`` against today's training; where all seeds are
-    there. Welch's tests over seeds; p values after Holm's correction over all of them.
+    In the chain against the one before, else against today's training; where all seeds are there. Welch's tests over
+    seeds; p values after Holm's correction over all of them.
     """
     losses = {
         name: [found[run].test_nll_whole for run in runs]
-        for name, runs in studies.gained(found, chain).items()
+        for name, runs in studies.gained(found, changes).items()
         if all(run in found for run in runs)
     }
     names = list(losses)
-    before = names if chain else names[:1] * len(names)
+    before = names if changes == "chain" else names[:1] * len(names)
     estimates = [unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)]
     return dict(zip(names[1:], corrected(estimates), strict=True))
 
@@ -480,7 +480,6 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         frontier.best_within((c for c in cells.values() if c.family.architecture in of), dear)
         for of in (("Every position",), ("MLP", *frontier.ATTENTION))
     )
-    tenth = [records for (_, budget), records in evidence.today.items() if budget == dear / 10]
     rates = [cells[name, dear].rate for name in frontier.FAMILIES]
     capped, whole = (
         fmean(r.test_nll for r in runs.values())
@@ -506,9 +505,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "long_loss": cells["MLP T=128", short.budget].loss,
         "rates_apart": max(rates) / min(rates),
         "every": every.loss,
-        "today_tenth": fmean(r.test_nll_whole for r in min(tenth, key=recipes.validation)),
         "single": single.loss,
-        "small_batches": gains(evidence.gain, True)["batches of 512 characters"].effect,
+        "small_batches": gains(evidence.gain, "chain")["batches of 512 characters"].effect,
         "narrow": narrow,
         "wide": wide,
         "heavier": (wide / narrow) ** 2,  # as weights go

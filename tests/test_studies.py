@@ -50,14 +50,14 @@ def test_what_changes_is_what_is_said_to():
     assert replace(studies.uncapped(2), train_tokens=80_000) == capped
 
 
-@pytest.mark.parametrize("chain", [True, False])
-def test_changes_cost_the_same_and_lead_from_the_papers_transformer_to_todays(chain):
-    tried = studies.tried(chain)
+@pytest.mark.parametrize("changes", studies.CHANGES)
+def test_changes_cost_the_same_and_lead_from_the_papers_transformer_to_todays(changes):
+    tried = studies.tried(changes)
     for experiments in tried.values():
         assert all(e.flops() == pytest.approx(studies.GAIN, rel=1e-3) for e in experiments)
         assert len({e.training.learning_rate for e in experiments}) == len(experiments)
     first, *_, last = tried.values()
-    if chain:
+    if changes == "chain":
         assert [first[0].model, first[0].training.learning_rate] == [paper.run("Transformer").model, 3e-4]
         assert studies.today_s() in last
     else:
@@ -71,9 +71,9 @@ def test_changes_cost_the_same_and_lead_from_the_papers_transformer_to_todays(ch
 
 
 def test_other_seeds_are_asked_for_at_the_rate_that_validation_chose():
-    experiments = studies.tried(False)["linear decay"]
+    experiments = studies.tried("added")["linear decay"]
     records = {e: SimpleNamespace(valid=[2.0, 1.9 - 0.1 * (i == 1)]) for i, e in enumerate(experiments)}
-    gained = studies.gained(records, False)
+    gained = studies.gained(records, "added")
     assert gained == {"linear decay": [replace(experiments[1], seed=seed) for seed in range(studies.GAIN_SEEDS)]}
     assert set(gained["linear decay"]) <= set(studies.gain(3, records))
 
@@ -91,7 +91,7 @@ def test_short_convolutions_are_added_to_todays_choices():
         assert without == [recipes.experiment("blocks", points["blocks", budget], budget, s) for s in range(len(runs))]
         assert all(run.model.conv == recipes.REACH for run in runs)
         assert len(runs) == (5 if budget in (1e12, 3e12, 1e13) else 3)
-    assert convolved[studies.GAIN][0] in studies.tried(False)["short convolutions"]
+    assert convolved[studies.GAIN][0] in studies.tried("added")["short convolutions"]
     assert {*reached.values(), *(run for runs in convolved.values() for run in runs)} <= set(studies.gain(3, {}))
 
 
@@ -133,17 +133,18 @@ def test_shapes_cost_what_their_budget_says():
     assert not all_of_them
 
 
-@pytest.mark.parametrize("chain", [True, False])
-def test_a_change_is_worth_what_it_takes_off_the_loss_of_the_one_before_or_of_todays(chain):
-    levels = dict(zip(list(studies.tried(chain))[2 * chain :], (2.0, 1.9, 1.95), strict=False))
+@pytest.mark.parametrize("changes", studies.CHANGES)
+def test_a_change_is_worth_what_it_takes_off_the_loss_of_the_one_before_or_of_todays(changes):
+    chain = changes == "chain"
+    levels = dict(zip(list(studies.tried(changes))[2 * chain :], (2.0, 1.9, 1.95), strict=False))
     records = {}
     for name, level in levels.items():
-        for rate, tried in enumerate(studies.tried(chain)[name]):
+        for rate, tried in enumerate(studies.tried(changes)[name]):
             for seed in range(studies.GAIN_SEEDS):
                 loss = level + 0.01 * seed + rate
                 records[replace(tried, seed=seed)] = SimpleNamespace(valid=[loss], test_nll_whole=loss)
     _, second, third = levels
-    found = verdicts.gains(records, chain)
+    found = verdicts.gains(records, changes)
     assert list(found) == [second, third]
     assert found[second].effect == pytest.approx(0.1) and found[second].sign == 1
     assert found[third].effect == pytest.approx(-0.05 if chain else 0.05)
