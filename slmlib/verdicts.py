@@ -17,7 +17,7 @@ from .experiments import RESULTS, Record, Store
 from .flops import flops_per_window
 from .frontier import Cells, Found
 from .models import TransformerConfig
-from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, holm, lowest, paired, unpaired
+from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, growth, holm, lowest, paired, unpaired
 
 Reading = Literal["paper", "equal compute", "optimised"]
 Word = Literal[
@@ -488,7 +488,12 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     trained = evidence.paper["Transformer"].values()
     gaps, vertices = spreads(evidence), minima(evidence.shapes)
     saved = {b: e.effect for b, e in convolutions(evidence).items()}
-    narrow, wide = (vertices["width", budget].at for budget in (3e11, 3e12))
+    wide = growth({budget: vertices["width", budget] for budget in (3e11, 3e12)}, dear).power
+    heavier, heavier_low, heavier_high = (10 ** (2 * power) for power in wide)  # weights go as the width squared
+    muon = {
+        kind: fmean(recipes.with_optimiser(r) / r.flops["counted"] for r in evidence.today[kind, dear])
+        for kind in ("mlp", "blocks")
+    }
     return {
         "agree": agree["0.03 nats"],
         "agree_sd": agree["3 s.d."],
@@ -507,9 +512,9 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "every": every.loss,
         "single": single.loss,
         "small_batches": gains(evidence.gain, "chain")["batches of 512 characters"].effect,
-        "narrow": narrow,
-        "wide": wide,
-        "heavier": (wide / narrow) ** 2,  # as weights go
+        "heavier": heavier,
+        "heavier_low": heavier_low,
+        "heavier_high": heavier_high,
         "uncapped": capped - whole,
         "largest": fmean(r.test_nll_whole for r in evidence.convolved["blocks", 3e13]),
         "convolved": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear]),
@@ -519,6 +524,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "convolved_most": max(saved.values()),
         "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),
         "early_share": 3e10 / fmean(r.flops["counted"] for r in trained),
+        "muon_mlp": muon["mlp"],
+        "muon_blocks": muon["blocks"],
         "early_all_times": fmean(r.flops["counted"] for r in trained)
         / fmean(map(recipes.with_optimiser, evidence.today["mlp", 3e10])),
         "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
