@@ -11,8 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,7 +169,8 @@ def build(key):
             shutil.copy(str(kept), str(chapter))
         else:
             stale.append((chapter, of))
-    execute(stale, ran)
+    with kernels() if stale else nullcontext({}) as ready:
+        execute(stale, ran, ready)
     listed = re.findall(r"(?:root|file): *['\"]?book/([^'\"\n]+?)['\"]? *$", read(ROOT / "_toc.yml"), re.MULTILINE)
     for chapter in (SOURCE / "book").glob("*.ipynb"):
         if chapter.stem not in listed:  # a reader's own notebook, which is run and is no page
@@ -195,14 +197,14 @@ def is_notebook(path):
         return False
 
 
-def execute(stale, ran):
+def execute(stale, ran, ready):
     """Run chapters, so many at once, and keep each that passes; what fails is shown, after the others have run."""
     waiting, running, failed = list(stale), [], False
     workers = setting("WORKERS", "2")
     if not workers.isdecimal() or int(workers) < 1:
         stop(f"WORKERS must be a number of processes, at least 1, got '{workers}'")
     limit = "--nbmake-timeout=" + setting("CELL_TIMEOUT", "600")
-    env = dict(environment(), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+    env = dict(environment(), OMP_NUM_THREADS="1", TQDM_DISABLE="1", **ready)
     try:
         while waiting or running:
             while waiting and len(running) < int(workers):
@@ -232,6 +234,30 @@ def execute(stale, ran):
             process.kill()
     if failed:
         sys.exit(1)
+
+
+@contextmanager
+def kernels():
+    """Inside, and with the environment that it yields, a kernel starts without importing all anew: see warm.py."""
+    if sys.platform != "linux":
+        yield {}
+        return
+    RUN.mkdir(exist_ok=True)
+    said = str(RUN / "kernels.log")
+    with tempfile.TemporaryDirectory(prefix="slm-") as folder, open(said, "w", encoding="utf-8") as log:
+        server = os.path.join(folder, "socket")
+        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        warm = [str(PYTHON), str(ROOT / ".ci" / "warm.py")]
+        what = {"argv": [*warm, "connect", server, "-f", "{connection_file}"], "language": "python"}
+        spec.write_text(json.dumps(dict(what, display_name="Python 3 (ipykernel)")), encoding="utf-8")
+        env = dict(environment(), OMP_NUM_THREADS="1")
+        process = subprocess.Popen([*warm, "serve", server], env=env, stdout=log, stderr=log)
+        try:
+            yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, env.get("JUPYTER_PATH")]))}
+        finally:
+            process.kill()
+            process.wait()
 
 
 def pdf():
@@ -270,7 +296,8 @@ def test():
         slow = "--durations=30"  # where the time goes
         other = [f"--ignore=tests/{name}" for name in ("test_site.py", "test_ways_in.py", "faults")]
         with alongside("-m", "pytest", "tests", *other, slow):
-            python("-m", "pytest", "--nbmake", "book/", slow, env=bare())
+            with kernels() as ready:
+                python("-c", PYTEST, "--nbmake", "book/", slow, env=dict(bare(), **ready))
             python("-m", "pytest", "tests/faults", slow)
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")

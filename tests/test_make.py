@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from jupyter_client import KernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def checkout(tmp_path):
     """A folder with the Makefile and its script, and the script as a module."""
     (tmp_path / "co" / ".ci").mkdir(parents=True)
-    for name in ("Makefile", ".ci/make.py", "requirements.lock", "requirements.txt", "pyproject.toml"):
+    for name in ("Makefile", ".ci/make.py", ".ci/warm.py", "requirements.lock", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / "co" / name)
     return tmp_path / "co"
 
@@ -139,7 +142,50 @@ def test_a_stamp_names_the_checkout_the_python_and_what_is_asked_for(script, mon
 def test_a_number_of_workers_that_is_none_is_refused(script, monkeypatch, workers):
     monkeypatch.setenv("WORKERS", workers)
     with pytest.raises(SystemExit, match="WORKERS must be a number of processes"):
-        script.execute([("chapter", "of")], script.RUN)
+        script.execute([("chapter", "of")], script.RUN, {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks of a process with PyTorch in it are for Linux")
+def test_kernels_are_forks_that_end_with_who_asked_and_plain_where_there_is_no_server(script, monkeypatch):
+    monkeypatch.setattr(script, "PYTHON", Path(sys.executable))
+    who = "import os, sys; print('torch' in sys.modules, os.getcwd())"
+    for key in ("SLMLIB_DATA", "JUPYTER_PATH"):
+        monkeypatch.delenv(key, raising=False)
+
+    def started():
+        manager = KernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[folder]))
+        manager.start_kernel(cwd=str(script.RUN))
+        client = manager.blocking_client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        return manager, client
+
+    def says(client, code):
+        said = []
+        client.execute_interactive(code, timeout=60, output_hook=lambda m: said.append(m["content"].get("text")))
+        return "".join(filter(None, said)).split()
+
+    with script.kernels() as ready:
+        folder = os.path.join(ready["JUPYTER_PATH"], "kernels")
+        manager, client = started()
+        assert says(client, who) == ["True", str(script.RUN)]
+        sleeping = client.execute("import time; time.sleep(60)")
+        time.sleep(0.5)
+        manager.interrupt_kernel()
+        assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt", sleeping
+        (kernel,) = says(client, "print(os.getpid())")
+        manager.shutdown_kernel(now=True)
+        for _ in range(200):
+            if not Path(f"/proc/{kernel}").exists():
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the fork outlived who asked for it")
+        shutil.copytree(folder, script.RUN / "kernels")
+    folder = str(script.RUN / "kernels")
+    manager, client = started()
+    assert says(client, who)[0] == "False"
+    manager.shutdown_kernel(now=True)
 
 
 def test_clean_takes_links_to_folders_elsewhere(script, tmp_path):

@@ -39,7 +39,7 @@ PLAIN = notebook("1", "assert True")
 
 def lay(folder: Path) -> Path:
     """A checkout with a book of one page and a package that needs nothing to be installed."""
-    for name in ("Makefile", ".ci/make.py", ".gitignore", "_config.yml", "requirements.lock"):
+    for name in ("Makefile", ".ci/make.py", ".ci/warm.py", ".gitignore", "_config.yml", "requirements.lock"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for name in ("book/assets", "book/ext", "results/words"):
