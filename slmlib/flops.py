@@ -5,6 +5,7 @@ residual sums, embedding look-ups and the optimiser are outside. The backward pa
 one for the gradient of each factor.
 """
 
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -115,9 +116,13 @@ def muon_flops(config: Config, vocab_size: int) -> int:
     Each matrix between embedding and head, m by n with m the smaller, goes through five Newton-Schulz iterations
     (Jordan et al., 2024) of three products: X Xᵀ, 2m²n; its square, 2m³; that times X, 2m²n.
     """
+    return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in _hidden_shapes(config, vocab_size))
+
+
+@cache
+def _hidden_shapes(config: Config, vocab_size: int) -> list[list[int]]:
     with torch.device("meta"):  # shapes without numbers
-        shapes = [sorted(p.shape) for p in hidden_matrices(build(config, vocab_size))]
-    return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+        return [sorted(p.shape) for p in hidden_matrices(build(config, vocab_size))]
 
 
 def count_flops(model: nn.Module, tokens: Tensor, targets: Tensor, backward: bool = True) -> int:
