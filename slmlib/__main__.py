@@ -250,7 +250,8 @@ def scoreboard(
     evidence = verdicts.Evidence.read(results)
     corpus = load_corpus("tiny_shakespeare")
     counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus)[1])
-    text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, screen.mixtures(corpus))
+    mixed = screen.mixtures(corpus)
+    text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, mixed)
     if not readme:
         print(text, end="")
         return
@@ -258,7 +259,8 @@ def scoreboard(
         put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
     figures.use_style()
     lines, points = screen.emblem(evidence)
-    figure = figures.emblem(lines, points, counting)
+    together = {"MLP and counts": (1e10, mixed["mixed_tiny"]), "and counts": (3e13, mixed["mixed_large"])}
+    figure = figures.emblem(lines, points, counting, together)
     figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
     Path("book/assets/budget.html").write_text(explore.budget(recipes.published(results)).page(), encoding="utf-8")
 

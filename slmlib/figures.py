@@ -159,16 +159,27 @@ def lines(
 
 
 def emblem(
-    best: Mapping[str, Mapping[float, Sequence[float]]], points: Mapping[str, tuple[float, float]], counting: float
+    best: Mapping[str, Mapping[float, Sequence[float]]],
+    points: Mapping[str, tuple[float, float]],
+    counting: float,
+    mixed: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
-    """The book's first figure: what a budget buys, the paper's runs (``screen.emblem``), and what counting gives."""
+    """The book's first figure: what a budget buys, the paper's runs (``screen.emblem``), and what counting gives.
+
+    Args:
+        mixed: name -> (x, NLL) of networks mixed with counts, black diamonds.
+    """
     hollow = {f"_{label}": point for label, point in points.items()}
-    low, high = 1.55, 2.75
+    low, high = 1.55 - 0.07 * bool(mixed), 2.75
     label = max(points, key=lambda name: (points[name][1] < high, points[name][1]))
     hollow["the paper's runs"] = hollow.pop(f"_{label}")
     levels = {"counting seven characters": counting}
     figure = lines(best, "training FLOPs of the model", scale="log", levels=levels, points=hollow)
-    figure.axes[0].set(ylim=(low, high), ylabel=f"{NLL}, whole split")
+    ax = figure.axes[0]
+    ax.set(ylim=(low, high), ylabel=f"{NLL}, whole split")
+    for name, (x, y) in (mixed or {}).items():
+        ax.plot(x, y, "D", color=INK, ms=6)
+        ax.annotate(name, (x, y), (8, 0), textcoords="offset points", va="center", annotation_clip=False)
     return figure
 
 

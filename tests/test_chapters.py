@@ -226,7 +226,9 @@ def drawings():
     yield figures.lines({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context")
     yield figures.lines({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", scale="linear", reported={1: 3.0})
     yield figures.lines({"MLP": seeds}, "FLOPs", scale="log", points={"_a": (1e11, 2.5), "b": (1e12, 2.4)})
-    yield figures.emblem({"MLP": seeds, "Linear": seeds}, {"a": (1e11, 2.5), "b": (1e12, 2.4)}, 1.69)
+    yield figures.emblem(
+        {"MLP": seeds, "Linear": seeds}, {"a": (1e11, 2.5), "b": (1e12, 2.4)}, 1.69, {"both": (1e11, 1.6)}
+    )
     yield figures.rows({"complete": [2.0, 2.1, 2.2], "less": [2.5]}, "NLL", reported={"less": 2.4})
     yield figures.rows({"C3": one, "C1": one}, "nats", words={"C3": "open", "C1": "holds"}, zero=True, band=0.03)
     yield figures.waterfall({"before": [2.0, 2.1], "after": [1.9, 2.0]}, {"after": one}, "NLL")
