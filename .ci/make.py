@@ -23,8 +23,10 @@ SITE = ROOT / "_build" / "html"
 PDF = ROOT / "_build" / "small-language-models.pdf"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-#: pytest, without a check of web addresses that nbformat would load for two seconds, and that no notebook needs.
-PYTEST = "import sys; sys.modules['rfc3987_syntax'] = None; import pytest; sys.exit(pytest.main())"
+#: Two programs, without a check of web addresses that nbformat would load for two seconds, and no notebook needs.
+QUICK = "import sys; sys.modules['rfc3987_syntax'] = None; "
+PYTEST = QUICK + "import pytest; sys.exit(pytest.main())"
+JUPYTER_BOOK = QUICK + "from jupyter_book.cli.main import main; sys.exit(main())"
 MADE = re.compile(r"(^|/)(\.[^/]*|__pycache__|[^/]*\.egg-info)(/|$)")
 
 
@@ -180,8 +182,7 @@ def build(key):
         if notebook["metadata"].pop("widgets", None):  # their state: a page has the same as HTML
             write(chapter, json.dumps(notebook, ensure_ascii=False).encode())
     with open(str(RUN / "sphinx.log"), "w", encoding="utf-8") as log:
-        call = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-        python("-c", call, "build", SOURCE, "-W", "-n", "--keep-going", "--quiet", stdout=log)
+        python("-c", JUPYTER_BOOK, "build", SOURCE, "-W", "-n", "--keep-going", "--quiet", stdout=log)
     SITE.parent.mkdir(exist_ok=True)
     aside = SITE.with_name("html.partial")
     shutil.rmtree(str(aside), ignore_errors=True)

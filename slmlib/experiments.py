@@ -34,6 +34,7 @@ from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import KINDS, Config, Transformer, build, changed, generate, n_parameters
+from .speed import bfloat16_products
 from .training import History, TrainingConfig, evaluate, fit, token_losses
 from .windows import random_stream
 
@@ -498,7 +499,8 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     device = _device(device)
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     system = f"{platform.system()} {platform.machine()}"
-    return {"processor": processor, "device": where, "threads": torch.get_num_threads(), "system": system}
+    how = {"threads": torch.get_num_threads(), "bfloat16": bfloat16_products()}  # the last: what Muon multiplies in
+    return {"processor": processor, "device": where, "system": system, **how}
 
 
 def run_all(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.optim import _muon
 
 from slmlib import speed
 from slmlib.models import LinearConfig, MLPConfig, build
@@ -23,3 +24,20 @@ def test_a_table_of_the_first_layer_gives_the_same_logits(config):
     model, tokens = build(config, 7, seed=0).eval(), torch.randint(7, (9, 5), generator=random_stream(0, "windows"))
     with torch.no_grad():
         torch.testing.assert_close(model.tabulated()(tokens), model(tokens), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_without_bfloat16_muon_orthogonalises_in_float32(shape, monkeypatch):
+    theirs = _muon._zeropower_via_newtonschulz
+    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", theirs)  # and afterwards what was there before
+    monkeypatch.setattr(speed, "bfloat16_products", lambda: False)
+    speed.let_muon_use_float32.__wrapped__()
+    settings = (3.4445, -4.775, 2.0315), 5, 1e-7
+    gradient = torch.randn(shape, generator=random_stream(0, "gradient"))
+    found = _muon._zeropower_via_newtonschulz(gradient, *settings)
+    torch.testing.assert_close(found, theirs(gradient, *settings).float(), atol=0.03, rtol=0)
+    U, S, V = torch.linalg.svd(gradient.double(), full_matrices=False)
+    S /= S.norm()
+    for _ in range(5):  # what the iteration does to each singular value
+        S = 3.4445 * S - 4.775 * S**3 + 2.0315 * S**5
+    torch.testing.assert_close(found.double(), U @ torch.diag(S) @ V, atol=1e-5, rtol=0)
