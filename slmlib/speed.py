@@ -94,6 +94,7 @@ def keep_freed_memory():
             mallopt(-3, 2**30) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: tensors from the heap; older glibc takes less
 
 
+@cache
 def bfloat16_products() -> bool:
     """Whether oneDNN multiplies bfloat16 on this machine's CPU; elsewhere PyTorch does so in plain loops."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
@@ -102,17 +103,17 @@ def bfloat16_products() -> bool:
 
 @cache
 def let_muon_use_float32():
-    """On a CPU without products in bfloat16, let PyTorch's Muon make its own in float32.
+    """Where a CPU has no products in bfloat16, let PyTorch's Muon make its own in float32.
 
     It orthogonalises in bfloat16 (``torch.optim.Muon``, after Jordan et al., 2024), whatever there is to do so: on a
     CPU with AVX2 alone that takes 38 times as long for a matrix of 96 × 96.
     """
     theirs = getattr(_muon, "_zeropower_via_newtonschulz", None)  # which another version may call otherwise
-    if theirs is None or bfloat16_products():
+    if theirs is None:
         return
 
     def orthogonal(update: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-        if update.device.type != "cpu":
+        if update.device.type != "cpu" or bfloat16_products():
             return theirs(update, coefficients, steps, eps)
         a, b, c = coefficients
         tall = update.size(0) > update.size(1)

@@ -28,14 +28,14 @@ def test_a_table_of_the_first_layer_gives_the_same_logits(config):
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
 def test_without_bfloat16_muon_orthogonalises_in_float32(shape, monkeypatch):
-    theirs = _muon._zeropower_via_newtonschulz
-    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", theirs)  # and afterwards what was there before
-    monkeypatch.setattr(speed, "bfloat16_products", lambda: False)
-    speed.let_muon_use_float32.__wrapped__()
-    settings = (3.4445, -4.775, 2.0315), 5, 1e-7
-    gradient = torch.randn(shape, generator=random_stream(0, "gradient"))
-    found = _muon._zeropower_via_newtonschulz(gradient, *settings)
-    torch.testing.assert_close(found, theirs(gradient, *settings).float(), atol=0.03, rtol=0)
+    speed.let_muon_use_float32()
+    gradient, found = torch.randn(shape, generator=random_stream(0, "gradient")), {}
+    for there in (False, True):
+        monkeypatch.setattr(speed, "bfloat16_products", lambda there=there: there)
+        found[there] = _muon._zeropower_via_newtonschulz(gradient, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    found, theirs = found.values()
+    assert (found.dtype, theirs.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(found, theirs.float(), atol=0.03, rtol=0)
     U, S, V = torch.linalg.svd(gradient.double(), full_matrices=False)
     S /= S.norm()
     for _ in range(5):  # what the iteration does to each singular value
