@@ -296,10 +296,11 @@ def test():
         before = digest(["book"])
         slow = "--durations=30"  # where the time goes
         other = [f"--ignore=tests/{name}" for name in ("test_site.py", "test_ways_in.py", "faults")]
-        with alongside("-m", "pytest", "tests", *other, slow):
+        one = {"OMP_NUM_THREADS": "1"}  # a core each: two threads stall where anything else runs
+        with alongside("-m", "pytest", "tests", *other, slow, **one):
             with kernels() as ready:
                 python("-c", PYTEST, "--nbmake", "book/", slow, env=dict(bare(), **ready))
-            python("-m", "pytest", "tests/faults", slow)
+            python("-m", "pytest", "tests/faults", slow, env=one)
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()
