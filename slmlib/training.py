@@ -18,7 +18,7 @@ from . import checkpoints
 from .checks import Checked, choice, explain, integer, token_ids
 from .corpora import Corpus
 from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
-from .speed import dropping_by, fast_matmul, keep_freed_memory, let_muon_use_float32
+from .speed import dropping_by, fast_matmul, keep_freed_memory, spare_muon_bfloat16
 from .windows import WHOLE, Evaluation, Windows, random_stream
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
@@ -329,7 +329,7 @@ def _optimisers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.
     tables, vectors = [p for p in others if p.dim() > 1], [p for p in others if p.dim() < 2]
     groups = [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     if matrices:
-        let_muon_use_float32()
+        spare_muon_bfloat16()
     muon = [torch.optim.Muon(matrices, lr=training.muon_rate, weight_decay=decay)] if matrices else []
     return [torch.optim.AdamW([g for g in groups if g["params"]], **adam), *muon]
 

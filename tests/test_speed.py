@@ -26,18 +26,14 @@ def test_a_table_of_the_first_layer_gives_the_same_logits(config):
         torch.testing.assert_close(model.tabulated()(tokens), model(tokens), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
-def test_without_bfloat16_muon_orthogonalises_in_float32(shape, monkeypatch):
-    speed.let_muon_use_float32()
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_muons_products_in_float32_are_those_in_bfloat16(shape, monkeypatch):
+    speed.spare_muon_bfloat16()
     gradient, found = torch.randn(shape, generator=random_stream(0, "gradient")), {}
     for there in (False, True):
         monkeypatch.setattr(speed, "bfloat16_products", lambda there=there: there)
         found[there] = _muon._zeropower_via_newtonschulz(gradient, (3.4445, -4.775, 2.0315), 5, 1e-7)
-    found, theirs = found.values()
-    assert (found.dtype, theirs.dtype) == (torch.float32, torch.bfloat16)
-    torch.testing.assert_close(found, theirs.float(), atol=0.03, rtol=0)
-    U, S, V = torch.linalg.svd(gradient.double(), full_matrices=False)
-    S /= S.norm()
-    for _ in range(5):  # what the iteration does to each singular value
-        S = 3.4445 * S - 4.775 * S**3 + 2.0315 * S**5
-    torch.testing.assert_close(found.double(), U @ torch.diag(S) @ V, atol=1e-5, rtol=0)
+    ours, theirs = found.values()
+    assert (ours.dtype, theirs.dtype) == (torch.float32, torch.bfloat16)
+    apart = (ours - theirs.float()).abs()
+    assert apart.max() < 0.01 and apart.mean() < 2e-4  # the last bit of bfloat16, here and there
