@@ -38,20 +38,16 @@ PLAIN = notebook("1", "assert True")
 
 
 def lay(folder: Path) -> Path:
-    """A checkout with a book of one page and a package that needs nothing to be installed."""
+    """A checkout with a book of one page, and the package, which asks for nothing to be installed."""
     for name in ("Makefile", ".ci/make.py", ".ci/warm.py", ".gitignore", "_config.yml", "requirements.lock"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for name in ("book/assets", "book/ext", "results/words"):
         shutil.copytree(ROOT / name, folder / name)
-    (folder / "slmlib").mkdir()
-    figures = (ROOT / "slmlib" / "figures.py").read_text(encoding="utf-8")
-    kept = [line for line in figures.splitlines(keepends=True) if not line.startswith("from .")]
-    text = "from __future__ import annotations\n" + "".join(kept)
-    (folder / "slmlib" / "figures.py").write_text(text, encoding="utf-8")
-    (folder / "slmlib" / "__init__.py").write_text(
-        "from pathlib import Path\n\nWHERE = str(Path(__file__).parents[1])\n", encoding="utf-8"
-    )
+    (folder / "benchmarks").mkdir()
+    shutil.copytree(ROOT / "slmlib", folder / "slmlib", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(folder / "slmlib" / "__init__.py", "a", encoding="utf-8") as package:
+        package.write("\nfrom pathlib import Path\n\nWHERE = str(Path(__file__).parents[1])\n")
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     (folder / "requirements.txt").write_text("-e .\n", encoding="utf-8")
     (folder / "_toc.yml").write_text(TOC, encoding="utf-8")
