@@ -234,6 +234,8 @@ def execute(stale, ran, ready):
         for process, *_ in running:
             process.kill()
     if failed:
+        if shutil.disk_usage(str(ran)).free < 2**20:  # then what failed could not say why
+            stop(f"No space left on device for {ran}")
         sys.exit(1)
 
 
