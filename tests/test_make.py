@@ -148,7 +148,7 @@ def test_a_number_of_workers_that_is_none_is_refused(script, monkeypatch, worker
 @pytest.mark.skipif(sys.platform != "linux", reason="forks of a process with PyTorch in it are for Linux")
 def test_kernels_are_forks_that_end_with_who_asked_and_plain_where_there_is_no_server(script, monkeypatch):
     monkeypatch.setattr(script, "PYTHON", Path(sys.executable))
-    who = "import os, sys; print('torch' in sys.modules, os.getcwd())"
+    who = "import os, sys; print('torch' in sys.modules, os.getcwd(), os.getpid())"
     for key in ("SLMLIB_DATA", "JUPYTER_PATH"):
         monkeypatch.delenv(key, raising=False)
 
@@ -168,12 +168,12 @@ def test_kernels_are_forks_that_end_with_who_asked_and_plain_where_there_is_no_s
     with script.kernels() as ready:
         folder = os.path.join(ready["JUPYTER_PATH"], "kernels")
         manager, client = started()
-        assert says(client, who) == ["True", str(script.RUN)]
+        warm, folder_of_it, kernel = says(client, who)
+        assert (warm, folder_of_it) == ("True", str(script.RUN))
         sleeping = client.execute("import time; time.sleep(60)")
         time.sleep(0.5)
         manager.interrupt_kernel()
         assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt", sleeping
-        (kernel,) = says(client, "print(os.getpid())")
         manager.shutdown_kernel(now=True)
         for _ in range(200):
             if not Path(f"/proc/{kernel}").exists():
