@@ -170,7 +170,7 @@ def emblem(
         mixed: name -> (x, NLL) of networks mixed with counts, black diamonds.
     """
     hollow = {f"_{label}": point for label, point in points.items()}
-    low, high = 1.55 - 0.07 * bool(mixed), 2.75
+    low, high = 1.48 if mixed else 1.55, 2.75
     label = max(points, key=lambda name: (points[name][1] < high, points[name][1]))
     hollow["the paper's runs"] = hollow.pop(f"_{label}")
     levels = {"counting seven characters": counting}

@@ -488,8 +488,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     trained = evidence.paper["Transformer"].values()
     gaps, vertices = spreads(evidence), minima(evidence.shapes)
     saved = {b: e.effect for b, e in convolutions(evidence).items()}
-    wide = growth({budget: vertices["width", budget] for budget in (3e11, 3e12)}, dear).power
-    heavier, heavier_low, heavier_high = (10 ** (2 * power) for power in wide)  # weights go as the width squared
+    power = growth({budget: vertices["width", budget] for budget in (3e11, 3e12)}, dear).power  # of the width
+    heavier, heavier_low, heavier_high = (10 ** (2 * p) for p in power)  # weights go as its square
     muon = {
         kind: fmean(recipes.with_optimiser(r) / r.flops["counted"] for r in evidence.today[kind, dear])
         for kind in ("mlp", "blocks")

@@ -7,18 +7,16 @@ import pytest
 import safetensors
 import torch
 
+from slmlib import speed
 from slmlib.experiments import process_pool
 
 
 @pytest.fixture(scope="module")
 def one_thread():
     """Here and in the processes started from here: the number of threads may change the last bits."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
+    with speed.one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
