@@ -69,9 +69,27 @@ FACTS = """async () => {
     undescribed: all("img").map((i) => i.alt).filter((alt) => /\\.\\w+$/.test(alt)),
     outputs: all(".cell_output").length,
     figures: all(".cell_output img, figure img").length,
+    drawn: all("article img").map((i) => [i.src, i.naturalWidth, i.width]),
     links: all("a[href]").map((a) => a.href),
   };
 }"""
+
+# Tables that a laptop has no room for.
+WIDER = """() => [...document.querySelectorAll("article :is(.cell_output .output, .pst-scrollable-table-container)")]
+  .filter((e) => e.querySelector("table") && e.scrollWidth > e.clientWidth + 1).map((e) => e.innerText.slice(0, 60))"""
+
+# What is cut on paper.
+CUT = """() => {
+  const all = document.querySelectorAll("article :is(table, pre, img, svg, mjx-container)");
+  return [...all].filter((e) => !e.closest("mjx-container mjx-container, details.hide:not([open])")
+    && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1
+      || (e.matches("pre") && e.scrollHeight > e.clientHeight + 2)))
+    .map((e) => `${e.tagName}: ${e.textContent.slice(0, 60)}`);
+}"""
+
+PHONE = {"width": 390, "height": 844}
+LAPTOP = {"width": 1280, "height": 844}
+SHEET = {"width": 680, "height": 990}  # of A4, between its margins
 
 # Contrast of an element's text with what is painted behind it, by WCAG's formula.
 CONTRAST = """(e) => {
@@ -147,12 +165,13 @@ def browser():
 @pytest.fixture(scope="module")
 def page(browser):
     """A page that takes note of every error and every request to outside, which it refuses."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="light")
+    context = browser.new_context(viewport=PHONE, color_scheme="light")
     context.set_default_timeout(20_000)
     page = context.new_page()
-    page.trouble = []
+    page.trouble, page.loaded = [], set()
     page.route(re.compile("^(https?|wss?):"), lambda route: route.abort())
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else page.trouble.append(r.url))
+    page.on("request", lambda r: page.loaded.add(Path(unquote(urlsplit(r.url).path))))
     page.on("requestfailed", lambda r: page.trouble.append(f"failed: {r.url}") if r.failure != LEFT else None)
     page.on("pageerror", lambda error: page.trouble.append(f"page error: {error}"))
     page.on("console", lambda m: page.trouble.append(f"console: {m.text}") if m.type == "error" else None)
@@ -165,7 +184,7 @@ def nothing_is_blocked(request):
     """Whatever a test does with a page, as wide as a phone, its content-security policy lets its own scripts do."""
     page = request.getfixturevalue("page") if "page" in request.fixturenames else None
     if page:
-        page.set_viewport_size({"width": 390, "height": 844})
+        page.set_viewport_size(PHONE)
         page.trouble.clear()
     yield
     assert not page or [said for said in page.trouble if "Content Security Policy" in said] == []
@@ -175,11 +194,20 @@ def nothing_is_blocked(request):
 def facts(page):
     @cache
     def visit(name: str) -> dict:
+        """Of one visit, since loading takes longest."""
+        page.set_viewport_size(PHONE)
         page.trouble.clear()
+        page.loaded.clear()
         page.goto((SITE / name).as_uri())
         if name == "index.html":  # it only leads to the first page
             page.wait_for_url("**/book/*.html")
-        found = page.evaluate(FACTS)
+        found = page.evaluate(FACTS) | {"loaded": set(page.loaded)}
+        page.set_viewport_size(LAPTOP)
+        found["wider"] = page.evaluate(WIDER)
+        page.emulate_media(media="print")
+        page.set_viewport_size(SHEET)
+        found["cut"] = page.evaluate(CUT)
+        page.emulate_media(media="screen")
         return found | {"trouble": list(page.trouble)}
 
     return visit
@@ -219,12 +247,14 @@ def test_the_theme_s_own_buttons_work(page):
     }""")
 
 
-FLAWS = ("trouble", "wide", "untypeset", "badmath", "scrolling", "begun", "unloaded", "undescribed")
+FLAWS = ("trouble", "wide", "untypeset", "badmath", "scrolling", "begun", "unloaded", "undescribed", "wider")
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_without_flaw(facts, name):
-    """No error and no request to outside, nothing wider than a phone; formulas typeset, pictures there, described."""
+    """No error, no request to outside, nothing wider than a phone, no table wider than a laptop; formulas typeset,
+    pictures there, described.
+    """
     found = facts(name)
     assert {what: found[what] for what in FLAWS if found[what]} == {} and found["width"] <= 390
     assert not re.search(r"\$[^$\n]+\$|\\\(|\\begin\{|\{(cite|ref|eq|numref|math)(:\w)?\}`", found["text"])
@@ -282,18 +312,6 @@ def test_internal_links_resolve(facts, name):
     assert broken == []
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_tables_need_no_scrolling_on_a_laptop(page, name):
-    page.set_viewport_size({"width": 1280, "height": 844})
-    page.goto((SITE / name).as_uri())
-    wider = page.eval_on_selector_all(
-        "article .cell_output .output, article .pst-scrollable-table-container",
-        "(all) => all.filter((e) => e.querySelector('table') && e.scrollWidth > e.clientWidth + 1)"
-        ".map((e) => e.innerText.slice(0, 60))",
-    )
-    assert wider == []
-
-
 @pytest.mark.parametrize("name", ["book/intro.html", *CHAPTERS[:1]])
 def test_figures_and_banners_are_legible_in_light_and_dark(page, name):
     """All other text is axe's."""
@@ -318,7 +336,11 @@ def test_figures_and_banners_are_legible_in_light_and_dark(page, name):
     assert all(modes["light"] > 0.7 and modes["dark"] < 0.1 for modes in behind.values()), behind
 
 
-@pytest.mark.parametrize("name", [p for p in PAGES if p != "index.html"])  # which only leads to the first page
+# Not the first, which only leads to another; of listings of source, which differ in nothing else, two.
+LISTINGS = [p for p in PAGES if p.startswith("_modules/")]
+
+
+@pytest.mark.parametrize("name", [p for p in PAGES if p not in ("index.html", *LISTINGS[2:])])
 def test_axe_finds_no_barrier(page, name):
     """With every fold open, on a phone and on a laptop, light and dark."""
     from axe_playwright_python.sync_playwright import Axe
@@ -337,7 +359,7 @@ def test_axe_finds_no_barrier(page, name):
     if page.evaluate("async () => { await window.MathJax?.startup.promise; return 'MathJax' in window; }"):
         page.wait_for_timeout(400)  # the theme makes stops for Tab of what scrolls, 300 ms after a change
     look("390 px", rules=rest)
-    page.set_viewport_size({"width": 1280, "height": 844})
+    page.set_viewport_size(LAPTOP)
     look("1280 px", {"exclude": ["article"]}, rules=rest)  # more scrolls on a phone, else articles are the same
     page.evaluate(THIN)
     for mode in ("light", "dark"):  # of what a phone shows, nothing is in other colours
@@ -394,7 +416,7 @@ def test_explorers_answer_to_keyboard_and_mouse(page, name, width):
 def test_the_page_computes_flops_as_the_package_does(page):
     page.goto((SITE / EXPLORERS["cost"]).as_uri())
     draws = random.Random(0)
-    for _ in range(200):
+    for _ in range(80):
         T, C, L = draws.choice([8, 32, 128, 512]), 16 * draws.randint(1, 32), draws.randint(1, 8)
         V, every, written = draws.choice([65, 10_000]), draws.random() < 0.5, draws.random() < 0.5
         config = explore.costed(T, C, L)
@@ -485,18 +507,6 @@ def test_solutions_stay_hidden_until_asked_for(page):
     pytest.skip("no chapter has a hidden solution")
 
 
-# What is as wide as a sheet of A4 between its margins, and what is cut there.
-SHEET = {"width": 680, "height": 990}
-CUT = """async () => {
-  if (window.MathJax?.startup) await MathJax.startup.promise;
-  const all = document.querySelectorAll("article :is(table, pre, img, svg, mjx-container)");
-  return [...all].filter((e) => !e.closest("mjx-container mjx-container, details.hide:not([open])")
-    && (e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1
-      || (e.matches("pre") && e.scrollHeight > e.clientHeight + 2)))
-    .map((e) => `${e.tagName}: ${e.textContent.slice(0, 60)}`);
-}"""
-
-
 @pytest.fixture
 def sheet(browser):
     context = browser.new_context(viewport=SHEET, color_scheme="dark")
@@ -507,9 +517,8 @@ def sheet(browser):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_paper_cuts_nothing(sheet, name):
-    sheet.goto((SITE / name).as_uri())
-    assert sheet.evaluate(CUT) == []
+def test_paper_cuts_nothing(facts, name):
+    assert facts(name)["cut"] == []
 
 
 def test_paper_is_light(sheet):
@@ -561,17 +570,11 @@ def test_contents_say_on_which_page_a_chapter_starts(sheet, paper):
     assert paper.numbers(sheet.pdf()) == {"a.html": 2, "b-2.html": 4}
 
 
-def test_the_site_is_light(page):
+def test_the_site_is_light(facts):
     """Without the models, which are fetched when they are asked for; a chapter with all that it loads."""
     sizes = {path: path.stat().st_size for path in SITE.rglob("*") if path.is_file()}
     assert sum(size for path, size in sizes.items() if path.name != "models-data.js") < 14e6
-    loaded = set()
-    page.on("request", lambda request: loaded.add(Path(unquote(urlsplit(request.url).path))))
-    for name in CHAPTERS:
-        loaded.clear()
-        page.goto((SITE / name).as_uri())
-        page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
-        assert sum(sizes.get(path, 0) for path in loaded) < 2.5e6, name
+    assert {n: w for n in CHAPTERS if (w := sum(sizes.get(path, 0) for path in facts(n)["loaded"])) > 2.5e6} == {}
 
 
 def test_figures_bear_no_date():
@@ -590,11 +593,9 @@ def test_icons_are_drawn(page):
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_text_in_figures_is_legible_on_a_phone(page, name):
+def test_text_in_figures_is_legible_on_a_phone(facts, name):
     """Nine pixels high at least: in plots all text is ten points; a drawing says how large its own is."""
-    page.goto((SITE / name).as_uri())
-    drawn = page.eval_on_selector_all("article img", "(all) => all.map((i) => [i.src, i.naturalWidth, i.width])")
-    for source, natural, width in drawn:
+    for source, natural, width in facts(name)["drawn"]:
         if source.endswith(".png"):  # a picture of a screen, which words beside it tell
             continue
         svg = Path(unquote(urlsplit(source).path)).read_text(encoding="utf-8")
