@@ -10,76 +10,11 @@ from torch import Tensor
 from .checks import explain, integer, number, token_ids
 
 
-class Additive:
-    """An n-gram model with additive smoothing: p(w | h) = (c(h w) + alpha) / (c(h) + alpha V).
-
-    h is the n - 1 tokens before w, c counts in the training text. Order 1 is the unigram model, order 2
-    the bigram model. alpha = 1 is Laplace's rule of succession.
-
-    Raises:
-        ValueError: for an order or vocabulary that is no integer of at least 1, an alpha that is not positive and
-            finite, or V^n beyond 63 bits.
-    """
-
-    def __init__(self, order: int, vocab_size: int, alpha: float = 1.0):
-        self.order, self.vocab_size = integer("order", order), integer("vocab_size", vocab_size)
-        self.alpha = number("alpha", alpha, positive=True)
-        if self.order >= 63 or self.vocab_size**self.order >= 2**63:
-            raise ValueError(f"{vocab_size} tokens in {order}-grams do not fit a 63-bit key; lower the order")
-        self._grams: dict[int, tuple[Tensor, Tensor]] = {}  # by length: the keys seen, sorted, and their counts
-        self._histories: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def _keys(self, ids: Tensor, length: int) -> Tensor:
-        """A number for each n-gram of that length, (len(ids) - length + 1,): its ids as digits in base V."""
-        keys = torch.zeros(len(ids) - length + 1, dtype=torch.int64)
-        for i in range(length):
-            keys = keys * self.vocab_size + ids[i : i + len(keys)]
-        return keys
-
-    def fit(self, ids: Tensor) -> "Additive":
-        """Count the n-grams of 1-D ``ids``; returns the model itself.
-
-        Raises:
-            ValueError: if ``ids`` is not 1-D, has an id outside the vocabulary, or fewer tokens than the order.
-        """
-        ids = torch.from_numpy(_checked(ids, self.vocab_size, self.order))
-        grams = {length: self._keys(ids, length) for length in range(1, self.order + 1)}
-        # Histories are counted where a token follows: as the n-grams one longer, less their last digit.
-        self._grams = {n: torch.unique(k, return_counts=True) for n, k in grams.items()}
-        self._histories = {n: torch.unique(k // self.vocab_size, return_counts=True) for n, k in grams.items()}
-        return self
-
-    def nll(self, ids: Tensor) -> Tensor:
-        """NLL in nats of each token of 1-D ``ids`` given those before it, (len(ids),) float64.
-
-        The first tokens, which have fewer than n - 1 before them, are scored by the shorter n-grams.
-
-        Raises:
-            ValueError: if it has not been fitted, or ``ids`` is not 1-D or has an id outside the vocabulary.
-        """
-        _needs_fit(self, self._grams)
-        ids = torch.from_numpy(_checked(ids, self.vocab_size))
-        parts = [torch.zeros(0, dtype=torch.float64)]
-        for n in range(1, min(self.order, len(ids)) + 1):
-            keys = self._keys(ids if n == self.order else ids[:n], n)
-            seen = _look_up(*self._grams[n], keys)
-            history = _look_up(*self._histories[n], keys // self.vocab_size)
-            scale = max(self.alpha, 1.0)  # numerator and denominator over alpha where it is large, so that none is inf
-            added = self.alpha / scale
-            parts.append((history / scale + added * self.vocab_size).log() - (seen / scale + added).log())
-        return torch.cat(parts)
-
-
-def _look_up(keys: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
-    at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return torch.where(keys[at] == wanted, counts[at], 0).double()
-
-
 class _Level(NamedTuple):
     """The n-grams of one length and their counts. G of them, H histories one token shorter."""
 
     keys: np.ndarray  # (G,), sorted: the number of the (n-1)-gram that an n-gram ends in, times V, plus its first token
-    discounted: np.ndarray  # (G,) its count less the discount
+    counts: np.ndarray  # (G,), less the discounts
     total: np.ndarray  # (H,) of the counts of all that follows a history
     spared: np.ndarray  # (H,) of the discounts: what is left to the shorter history
 
@@ -133,12 +68,31 @@ class KneserNey:
         self._levels = []
         for n, (keys, counts, _, history) in enumerate(grams, start=1):
             if n < self.order:
-                counts = np.bincount(grams[n][2], minlength=len(keys))  # by how many longer ones it is the suffix of
-            discounts = _discounts(counts)[np.minimum(counts, 3)]
+                counts = self._of_lower(counts, grams[n][2])
+            discounts = self._discounts(counts)[np.minimum(counts, 3)]
             histories = len(grams[n - 2][0]) if n > 1 else 1
             total = np.bincount(history, counts, histories)
             self._levels.append(_Level(keys, counts - discounts, total, np.bincount(history, discounts, histories)))
         return self
+
+    def _of_lower(self, counts: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
+        """The counts of a lower order, of how often an n-gram occurs and of the suffixes of all one longer."""
+        return np.bincount(suffixes, minlength=len(counts))
+
+    @staticmethod
+    def _discounts(counts: np.ndarray) -> np.ndarray:
+        """D by count, (4,): of a count of 0, 1, 2, and 3 or more."""
+        n, k = np.bincount(np.minimum(counts, 5), minlength=6), np.arange(1, 4)
+        if not n[1:5].all():
+            return np.array([0.0, 0.5, 1.0, 1.5])
+        discounts = k - (k + 1) * n[1] / (n[1] + 2 * n[2]) * n[2:5] / n[1:4]
+        return np.concatenate(([0.0], discounts.clip(0.1, k)))
+
+    def _p(self, level: _Level, history: np.ndarray, counts: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        """Of tokens after numbered histories, -1 where one was never seen, given what the shorter histories say."""
+        known = np.maximum(history, 0)
+        total = np.where(history >= 0, level.total[known], 0)
+        return np.where(total > 0, (counts + level.spared[known] * lower) / np.maximum(total, 1), lower)
 
     def nll(self, ids: Tensor) -> Tensor:
         """NLL in nats of each token of 1-D ``ids``, given all that precede it there, (len(ids),) float64.
@@ -150,13 +104,13 @@ class KneserNey:
         tokens = _checked(ids, self.vocab_size)
         p = np.full(len(tokens), 1 / self.vocab_size)
         for n, level, history, at, seen in self._matches(tokens):
-            p[n - 1 :] = _interpolate(level, history, np.where(seen, level.discounted[at], 0.0), p[n - 1 :])
+            p[n - 1 :] = self._p(level, history, np.where(seen, level.counts[at], 0.0), p[n - 1 :])
         return torch.from_numpy(-np.log(p))
 
     def seen(self, ids: Tensor) -> Tensor:
         """How often the history of each token was counted, (len(ids), n) float64: that of 0 tokens, 1, … n - 1.
 
-        It is c(h ·) of ``KneserNey``; 0 where the history was never seen, or would begin before the text.
+        It is c(h ·); 0 where the history was never seen, or would begin before the text.
 
         Raises:
             ValueError: as ``nll`` does.
@@ -202,7 +156,7 @@ class KneserNey:
         for n, level in enumerate(self._levels[: T + 1], start=1):
             first = every if n == 1 else contexts[:, T - n + 1, None]
             at, seen = _find(level.keys, numbers, first, self.vocab_size)
-            p = _interpolate(level, history[:, None], np.where(seen, level.discounted[at], 0.0), p)
+            p = self._p(level, history[:, None], np.where(seen, level.counts[at], 0.0), p)
             numbers = np.where(seen, at, -1)
             if n <= T:  # the history of the next order: the last n tokens of the context
                 at, seen = _find(level.keys, history, contexts[:, T - n], self.vocab_size)
@@ -241,6 +195,34 @@ class KneserNey:
         return 3 * self.order
 
 
+class Additive(KneserNey):
+    """Additive smoothing: p(w | h) = (c(h w) + alpha) / (c(h) + alpha V).
+
+    h is the n - 1 tokens before w, or as many as there are; c is how often what it names occurs in the training text.
+    Order 1 is the unigram model, order 2 the bigram model. alpha = 1 is Laplace's rule of succession.
+
+    Raises:
+        ValueError: as ``KneserNey``, and for an alpha that is not positive and finite.
+    """
+
+    def __init__(self, order: int, vocab_size: int, alpha: float = 1.0):
+        super().__init__(order, vocab_size)
+        self.alpha = number("alpha", alpha, positive=True)
+
+    def _of_lower(self, counts: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
+        return counts
+
+    @staticmethod
+    def _discounts(counts: np.ndarray) -> np.ndarray:
+        return np.zeros(4)
+
+    def _p(self, level: _Level, history: np.ndarray, counts: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        total = np.where(history >= 0, level.total[np.maximum(history, 0)], 0)
+        scale = max(self.alpha, 1.0)  # both sides over alpha where it is large, so that none is inf
+        added = self.alpha / scale
+        return (counts / scale + added) / (total / scale + added * self.vocab_size)
+
+
 def _needs_fit(model: object, counted: object):
     if not counted:
         raise ValueError(f"this {type(model).__name__} has counted nothing yet: call fit first")
@@ -253,26 +235,11 @@ def _checked(ids: Tensor, vocab_size: int, at_least: int = 0, name: str = "ids")
     return tokens
 
 
-def _discounts(counts: np.ndarray) -> np.ndarray:
-    """D by count, (4,): of a count of 0, 1, 2, and 3 or more."""
-    n, k = np.bincount(np.minimum(counts, 5), minlength=6), np.arange(1, 4)
-    if not n[1:5].all():
-        return np.array([0.0, 0.5, 1.0, 1.5])
-    discounts = k - (k + 1) * n[1] / (n[1] + 2 * n[2]) * n[2:5] / n[1:4]
-    return np.concatenate(([0.0], discounts.clip(0.1, k)))
-
-
 def _find(keys: np.ndarray, shorter: np.ndarray, first: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where n-grams stand among the keys, by the number of the (n-1)-gram they end in, and whether they do."""
     wanted = shorter * vocab_size + first
     at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     return at, (keys[at] == wanted) & (shorter >= 0)
-
-
-def _interpolate(level: _Level, history: np.ndarray, discounted: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    known = np.maximum(history, 0)
-    total = np.where(history >= 0, level.total[known], 0)
-    return np.where(total > 0, (discounted + level.spared[known] * lower) / np.maximum(total, 1), lower)
 
 
 explain(globals())

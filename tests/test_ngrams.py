@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slmlib.corpora import CorpusUnavailable, load_corpus
-from slmlib.ngrams import Additive, KneserNey, _discounts
+from slmlib.ngrams import Additive, KneserNey
 
 V = 5
 
@@ -60,9 +60,7 @@ def test_ids_that_cannot_be_counted_are_named(kind):
         counted.nll(torch.tensor([0, -1]))
 
 
-@pytest.mark.parametrize(
-    "arguments", [(0, V), (2, 0), (2, V, 0.0), (2, V, math.nan), (5, 10_000)], ids=str
-)  # the last: 10,000^5 keys do not fit 63 bits
+@pytest.mark.parametrize("arguments", [(0, V), (2, 0), (2, V, 0.0), (2, V, math.nan)], ids=str)
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=r"order|vocab_size|alpha"):
         Additive(*arguments)
@@ -140,22 +138,23 @@ def test_kneser_ney_is_its_definition(order, V, n):
 
 def test_all_discounts_are_estimated_somewhere_and_fixed_elsewhere():
     """The test above would be weaker if one of the two ways never came up."""
-    assert _discounts(np.array([1, 1, 1, 2, 2, 3, 4])).tolist() != [0, 0.5, 1, 1.5]
-    assert _discounts(np.array([1, 1, 2, 3])).tolist() == [0, 0.5, 1, 1.5]  # none of count 4
-    assert _discounts(np.array([1, 1, 1, 2, 3, 3, 4]))[2] == 0.1  # by the formula it would be negative
+    assert KneserNey._discounts(np.array([1, 1, 1, 2, 2, 3, 4])).tolist() != [0, 0.5, 1, 1.5]
+    assert KneserNey._discounts(np.array([1, 1, 2, 3])).tolist() == [0, 0.5, 1, 1.5]  # none of count 4
+    assert KneserNey._discounts(np.array([1, 1, 1, 2, 3, 3, 4]))[2] == 0.1  # by the formula it would be negative
     n1, n2, n3, n4 = 10, 6, 4, 3
     counts = np.repeat([1, 2, 3, 4, 9], [n1, n2, n3, n4, 5])
     Y = n1 / (n1 + 2 * n2)
     expected = [0, 1 - 2 * Y * n2 / n1, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3]
-    np.testing.assert_allclose(_discounts(counts), expected)
+    np.testing.assert_allclose(KneserNey._discounts(counts), expected)
 
 
+@kinds
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_the_next_token_has_a_distribution_that_agrees_with_the_nll(order):
+def test_the_next_token_has_a_distribution_that_agrees_with_the_nll(kind, order):
     V, stream = 7, torch.Generator().manual_seed(0)
     train, test = (torch.randint(V - 1, (n,), generator=stream) for n in (300, 30))  # the last token is never seen
     test[5] = V - 1
-    model = KneserNey(order, V).fit(train)
+    model = kind(order, V).fit(train)
     nll = model.nll(test)
     for i in (0, 1, 2, 3, 5, 6, 7, 8, 29):
         p = model.next_token(test[:i])

@@ -340,7 +340,7 @@ def test_counts_of_any_text_are_a_distribution_or_refused(data, order, size, kin
         try:
             model = getattr(ngrams, kind)(order, size).fit(ids)
         except ValueError as error:
-            assert (len(ids) < order and "gram" in str(error)) or "63-bit key" in str(error)
+            assert len(ids) < order and "gram" in str(error)
             return
         after = [model.nll(torch.tensor([*ids[:5], w]))[-1].item() for w in range(size)]
     assert sum(np.exp(-np.array(after))) == pytest.approx(1, abs=1e-9)
