@@ -258,10 +258,8 @@ def scoreboard(
     for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
         put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
     figures.use_style()
-    lines, points = screen.emblem(evidence)
-    together = {"MLP and counts": (1e10, mixed["mixed_tiny"]), "and counts": (3e13, mixed["mixed_large"])}
-    figure = figures.emblem(lines, points, counting, together)
-    figure.savefig("book/assets/emblem.svg", metadata={"Date": None})
+    lines, points, together = screen.emblem(evidence, mixed)
+    figures.emblem(lines, points, counting, together).savefig("book/assets/emblem.svg", metadata={"Date": None})
     Path("book/assets/budget.html").write_text(explore.budget(recipes.published(results)).page(), encoding="utf-8")
 
 

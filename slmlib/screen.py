@@ -144,11 +144,11 @@ def as_the_paper_trains(evidence: Evidence) -> tuple[dict, dict]:
     return lines, points
 
 
-def emblem(evidence: Evidence) -> tuple[dict, dict]:
+def emblem(evidence: Evidence, mixed: dict[str, float]) -> tuple[dict, dict, dict]:
     """What the book's first figure shows: the frontier with today's training, and the best of all with the paper's.
 
     Returns:
-        Both as in ``as_the_paper_trains``.
+        Two as in ``as_the_paper_trains``, and of ``mixtures`` the smallest and the best, (FLOPs, mean loss) by label.
     """
     names, lines = {"linear": "Linear", "mlp": "MLP", "blocks": "Transformer"}, {}
     for (architecture, budget), records in evidence.today.items():
@@ -158,7 +158,8 @@ def emblem(evidence: Evidence) -> tuple[dict, dict]:
         lines.setdefault("with convolutions", {})[budget] = [r.test_nll_whole for r in records]
     budgets = frontier.budgets_of(evidence.cells, frontier.of("MLP"))
     lines["paper's training"] = {b: frontier.best_within(evidence.cells.values(), b).losses for b in budgets}
-    return lines, as_the_paper_trains(evidence)[1]
+    together = {"MLP and counts": (1e10, mixed["mixed_tiny"]), "and counts": (3e13, mixed["mixed_large"])}
+    return lines, as_the_paper_trains(evidence)[1], together
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

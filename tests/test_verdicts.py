@@ -317,9 +317,10 @@ def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypa
 def test_what_the_emblem_shows_is_what_validation_chose(evidence):
     lines, points = screen.as_the_paper_trains(evidence)
     assert list(lines) == ["Linear", "MLP", "Self-attention", "Transformer", "Every position"] and len(points) == 18
-    shown, hollow = screen.emblem(evidence)
+    shown, hollow, diamonds = screen.emblem(evidence, {"mixed_tiny": 1.6, "mixed_large": 1.5})
     with_ = "with convolutions"
     assert list(shown) == ["Linear", "MLP", "Transformer", with_, "paper's training"] and hollow == points
+    assert {budget for budget, _ in diamonds.values()} == {min(shown["MLP"]), max(shown[with_])}
     assert shown[with_][1e12] == [r.test_nll_whole for r in evidence.convolved["blocks", 1e12]]
     assert shown["MLP"][1e12] == [r.test_nll_whole for r in evidence.today["mlp", 1e12]]
     assert mean(shown["paper's training"][1e12]) == min(mean(line[1e12]) for line in lines.values())
