@@ -207,7 +207,7 @@ def verdicts_(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a claim and reading.")] = False,
     results: FolderOption = RESULTS,
 ):
-    """The verdicts on the paper's claims, as it ran them, at equal compute, and each model at its best."""
+    """The verdicts on the paper's claims, as it ran them, at equal compute, and trained otherwise."""
     judged = verdicts.judge(verdicts.Evidence.read(results))
     if as_json:
         print(json.dumps([v.to_dict() for v in judged], indent=1))

@@ -6,6 +6,7 @@ best of the budget below; the validation text begins where the play that trainin
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import ceil, exp, log
 from pathlib import Path
 from statistics import fmean
@@ -242,7 +243,34 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
                 break
             runs = max(seeds, _MORE_SEEDS.get((architecture, budget), 0))
             wanted += [experiment(architecture, point, budget, seed) for seed in each_seed(runs, 1)]
-    return list(dict.fromkeys(wanted))
+    spared, asked = without_muon(found)
+    return list(dict.fromkeys([*wanted, *asked, *(run for of in spared.values() for run in of[:seeds])]))
+
+
+#: What a transformer for 10¹³ FLOPs costs with Muon's own products; MLPs that AdamW trains alone are given as much.
+CHARGED = 1.6e13
+
+
+def without_muon(found: Found) -> tuple[dict[float, list[Experiment]], list[Experiment]]:
+    """MLPs that AdamW trains alone, by budget, ``SEEDS`` seeds each as far as they are chosen; and the runs asked for.
+
+    Rate and units are chosen by coordinate descent from the choice that may have Muon; at 10¹³ FLOPs the units alone,
+    by a step, from what was chosen at 3·10¹², and what is chosen there is trained for ``CHARGED`` instead.
+    """
+    there: dict[float, list[Experiment]] = {}
+    asked: list[Experiment] = []
+    point: Point | None = None
+    for (architecture, budget), settled in chosen(found).items():
+        if architecture == "mlp":
+            late = _LATE.get((architecture, budget))
+            ladders = {name: LADDERS["mlp"][name] for name in ("rate", "hidden") if late in (None, name)}
+            start = point if late else {**settled, "muon_rate": 0}
+            of = partial(experiment, "mlp", budget=budget, seed=0)
+            point = start and descend(of, ladders, start, found, asked, rounds=1, once=bool(late))
+            if point:
+                flops = CHARGED if late else budget
+                there[flops] = [experiment("mlp", point, flops, seed) for seed in range(SEEDS)]
+    return there, asked
 
 
 def published(folder: Path = RESULTS) -> Found:

@@ -28,7 +28,7 @@ from .training import Run, TrainingConfig, epochs, evaluate, token_nll
 from .windows import random_stream
 
 #: Which orders of counting are tried, by unit.
-ORDERS = {"character": range(1, 8), "word": range(1, 6)}
+ORDERS = {"character": range(1, 10), "word": range(1, 6)}
 _NETWORKS = {"mlp": "MLP", "blocks": "transformer"}
 _SPLITS = ("train", "valid", "test")
 
@@ -110,14 +110,13 @@ def attempt(
     unit, V = corpus.vocabulary.unit, len(corpus.vocabulary)
     counts = {n: KneserNey(n, V).fit(corpus.train) for n in sorted({*ORDERS[unit], *mixing.ORDERS[unit]})}
     counting = min((counts[n] for n in ORDERS[unit]), key=lambda model: valid.mean(model.nll(corpus.valid)))
-    row = Row(
-        f"counting, order {counting.order}",
-        test.mean(counting.nll(corpus.test)),
-        time.perf_counter() - began,
-        0.0,
-        sum(counting.sizes),
-        sample(counting.generate),
-    )
+    nll, chosen = test.mean(counting.nll(corpus.test)), time.perf_counter() - began
+    rows = [Row(f"counting, order {counting.order}", nll, chosen, 0.0, sum(counting.sizes), sample(counting.generate))]
+    some = [counts[n] for n in mixing.ORDERS[unit]]
+    counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED, some)
+    counted = {split: counted[split] for split in ("valid", "test")}
+    nll, size = mixing.together([], counted)["test"].mean().item(), counted["test"].size
+    rows.append(Row(f"counting, {len(some)} orders mixed", nll, time.perf_counter() - began, 0.0, size, ""))
     if flops is None:
         # What is left, less what is not training: a second start of Python, the test, the samples.
         spent, turns = time.perf_counter() - began + 5, len(_NETWORKS) / workers
@@ -134,7 +133,7 @@ def attempt(
         with process_pool(workers) as pool:
             futures: dict[str, Future] = {name: pool.submit(_network, *task) for name, task in tasks.items()}
             found = {name: future.result() for name, future in futures.items()}
-    rows, networks = [row], {}
+    networks = {}
     for name, of in found.items():
         model = networks[name] = build(of.record.experiment.model, len(corpus.vocabulary)).eval()
         model.load_state_dict({key: torch.from_numpy(value) for key, value in of.weights.items()})
@@ -148,8 +147,7 @@ def attempt(
         )
     best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
     network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
-    counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED, [counts[n] for n in mixing.ORDERS[unit]])
-    mixed = mixing.together([network], {name: counted[name] for name in network})["test"].mean().item()
+    mixed = mixing.together([network], counted)["test"].mean().item()
     better = next(r for r in rows if r.model == _NETWORKS[best])
     rows.append(
         replace(
@@ -157,7 +155,7 @@ def attempt(
             model=f"{better.model} and counting",
             test_nll=mixed,
             seconds=better.seconds + time.perf_counter() - began,
-            parameters=counted["test"].size + better.parameters,
+            parameters=size + better.parameters,
             sample="",
         )
     )
