@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,7 @@ def write_whole(path: Path, data: bytes, partial: Path | None = None) -> None:
 
 def save(path: Path, run: str, tensors: Mapping[str, Tensor], history: Mapping[str, Any]) -> None:
     """Write the checkpoint of a run: which run it is, its state as named tensors, its history so far."""
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # the format refuses tied ones
-    metadata = {"run": run, "history": json.dumps(history)}
-    metadata["sha256"] = digest(tensors, run, metadata["history"])
-    write_whole(path, safetensors.torch.save(tensors, metadata))
+    save_tensors(path, tensors, {"run": run, "history": json.dumps(history)})
 
 
 def load(path: Path, run: str, epochs: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -94,14 +91,23 @@ def digest(tensors: Mapping[str, Tensor], *texts: str) -> str:
     return sha.hexdigest()[:16]
 
 
-def tensors_of(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The named tensors of a safetensors file, and the texts beside them.
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], texts: dict[str, str], *more: str, partial: Path | None = None
+) -> None:
+    """Write named tensors and texts as safetensors, with a checksum of both and of more texts that a reader knows."""
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # the format refuses tied ones
+    texts = {**texts, "sha256": digest(tensors, *texts.values(), *more)}
+    write_whole(path, safetensors.torch.save(tensors, texts), partial)
 
-    Raises:
-        OSError, SafetensorError: if there is no such file, or it is none.
-    """
+
+def load_tensors(path: str | os.PathLike, names: Sequence[str], *more: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``save_tensors`` wrote, with texts of those names, else KeyError, ValueError, OSError, SafetensorError."""
     with safetensors.safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+        tensors, texts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    found = digest(tensors, *(texts.get(name, "") for name in names), *more)
+    if texts.get("sha256") not in (None, found):  # None: of an earlier version
+        raise ValueError("its checksum is not that of what it holds")
+    return tensors, texts
 
 
 _ANEW = "delete it to start this run anew"
@@ -110,14 +116,10 @@ _ANEW = "delete it to start this run anew"
 def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """A checkpoint's tensors, which run it is of, and the history."""
     try:
-        tensors, metadata = tensors_of(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no checkpoint ({error}); {_ANEW}") from error
-    if not metadata.keys() >= {"run", "history", "sha256"}:
-        raise ValueError(f"{path} is no checkpoint of this package; {_ANEW}")
-    if metadata["sha256"] != digest(tensors, metadata["run"], metadata["history"]):
-        raise ValueError(f"checkpoint {path} is damaged: its checksum is not that of what it holds; {_ANEW}")
-    return tensors, metadata["run"], json.loads(metadata["history"])
+        tensors, texts = load_tensors(path, ("run", "history"))
+        return tensors, texts["run"], json.loads(texts["history"])
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of this package, or damaged ({error}); {_ANEW}") from error
 
 
 explain(globals())

@@ -124,8 +124,9 @@ class Checked:
     _positive: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for field, name, kinds, zero, positive in _fields(type(self)):
+        for field, name, kinds in _fields(type(self)):
             given = value = getattr(self, field)
+            zero, positive = field in self._may_be_zero, field in self._positive
             if value is None and type(None) in kinds:
                 continue
             if int in kinds:
@@ -145,18 +146,9 @@ class Checked:
 
 
 @cache
-def _fields(cls: type[Checked]) -> list[tuple[str, str, tuple, bool, bool]]:
-    """Each field, what an error calls it, its types, and whether it may be zero and must be positive."""
-    return [
-        (
-            f.name,
-            f"{cls.__name__}.{f.name}",
-            get_args(f.type) or (f.type,),
-            f.name in cls._may_be_zero,
-            f.name in cls._positive,
-        )
-        for f in fields(cls)
-    ]
+def _fields(cls: type[Checked]) -> list[tuple[str, str, tuple]]:
+    """Each field, what an error calls it, and its types."""
+    return [(f.name, f"{cls.__name__}.{f.name}", get_args(f.type) or (f.type,)) for f in fields(cls)]
 
 
 class Unfit(TypeError, ValueError):

@@ -29,7 +29,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import NotWritten, digest, epochs_done, tensors_of, write_whole, writing
+from .checkpoints import NotWritten, epochs_done, load_tensors, save_tensors, write_whole, writing
 from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
@@ -299,10 +299,8 @@ class Store:
 
     def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor], sample: str) -> None:
         """Keep what ``token_losses`` gave, and a text."""
-        tensors = {name: nll.half().contiguous() for name, nll in losses.items()}
-        about = {"sample": sample, "sha256": digest(tensors, sample, experiment.key)}
-        data = safetensors.torch.save(tensors, about)
-        write_whole(self._losses_path(experiment), data, self.running(experiment, "losses.partial"))
+        halves, partial = {name: nll.half() for name, nll in losses.items()}, self.running(experiment, "losses.partial")
+        save_tensors(self._losses_path(experiment), halves, {"sample": sample}, experiment.key, partial=partial)
 
     def losses(self, experiment: Experiment) -> tuple[dict[str, Tensor], str]:
         """The losses that were kept, as float64, and the text.
@@ -312,11 +310,8 @@ class Store:
         """
         path = self._losses_path(experiment)
         try:
-            tensors, about = tensors_of(path)
-            sample = about["sample"]
-            if about.get("sha256") not in (None, digest(tensors, sample, experiment.key)):  # None: an earlier version's
-                raise ValueError("its checksum is not that of this experiment's losses")
-            return {name: nll.double() for name, nll in tensors.items()}, sample
+            tensors, texts = load_tensors(path, ("sample",), experiment.key)
+            return {name: nll.double() for name, nll in tensors.items()}, texts["sample"]
         except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
             raise RecordDamaged(f"{path}: {error}. Move the file away and run its experiment again") from error
 

@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from itertools import product
 from math import log10
@@ -81,7 +81,6 @@ class Explorer:
     own: str | None = None
     data: Any = None
     more: str = ""
-    _html: ipywidgets.HTML = field(default_factory=ipywidgets.HTML, repr=False)
 
     def page(self) -> str:
         """The HTML for a page without a kernel: the first frame, and the others as inert templates."""
@@ -106,18 +105,18 @@ class Explorer:
 
     def widget(self) -> ipywidgets.Widget:
         """The same, live."""
-        moved = [_widget(control) for control in self.controls]
+        moved, html = [_widget(control) for control in self.controls], ipywidgets.HTML()
         typed = [] if self.own is None else [ipywidgets.Text(description=self.own, continuous_update=False)]
 
         def draw(*_: object):
             own = [box.value or None for box in typed]
-            self._html.value = f'{_STYLE}<div class="explore">{self.frame(*(w.value for w, _ in moved), *own)}</div>'
+            html.value = f'{_STYLE}<div class="explore">{self.frame(*(w.value for w, _ in moved), *own)}</div>'
 
         for box in [*(w for w, _ in moved), *typed]:
             box.observe(draw, "value")
         draw()
         caption = ipywidgets.HTML(f"<p><em>{escape(self.caption)}</em></p>")
-        return ipywidgets.VBox([*(shown for _, shown in moved), *typed, self._html, caption])
+        return ipywidgets.VBox([*(shown for _, shown in moved), *typed, html, caption])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         live = {"version_major": 2, "version_minor": 0, "model_id": self.widget().model_id}
@@ -180,15 +179,12 @@ def _visible(text: str) -> str:
 def _bars(rows: Sequence[tuple[str, float, str]], longest: float | None = None) -> str:
     """Name, length and text of each bar."""
     longest = longest or max(length for _, length, _ in rows)
-    return (
-        '<table class="bars">'
-        + "".join(
-            f'<tr><th scope="row">{name}</th><td><span class="bar" style="width:{100 * length / longest:.1f}%"></span>'
-            f"</td><td>{text}</td></tr>"
-            for name, length, text in rows
-        )
-        + "</table>"
+    drawn = (
+        f'<tr><th scope="row">{name}</th><td><span class="bar" style="width:{100 * length / longest:.1f}%"></span>'
+        f"</td><td>{text}</td></tr>"
+        for name, length, text in rows
     )
+    return f'<table class="bars">{"".join(drawn)}</table>'
 
 
 def _likeliest(p: Tensor, vocabulary: Vocabulary, n: int) -> str:
@@ -262,10 +258,8 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
         record, loss = records[0], fmean(r.test_nll_whole for r in records)
         seconds = median(r.seconds["training"] for r in records)
         cost = recipes.with_optimiser(record) if ledger else record.flops["counted"]
-        bars = [("this model", loss, f"{loss:.2f}")]
-        if counting:
-            bars.append(("counting, order 7", counting, f"{counting:.2f}"))
-        bars.append(("the paper's transformer", papers, f"{papers:.2f}"))
+        beside = {"this model": loss, "counting, order 7": counting, "the paper's transformer": papers}
+        bars = [(name, nll, f"{nll:.2f}") for name, nll in beside.items() if nll]
         written = ""
         if kept.get(record.experiment) is not None:
             _, text = kept.losses(record.experiment)
@@ -455,16 +449,8 @@ def cost() -> Explorer:
 
 def costed(context: int, width: int, layers: int) -> TransformerConfig:
     """The transformer that ``cost`` speaks of: pre-norm, rotary, four times as many hidden units as it is wide."""
-    return TransformerConfig(
-        context,
-        width,
-        heads=width // 16,
-        layers=layers,
-        ff_width=4 * width,
-        norm="pre",
-        norm_kind="rms",
-        positions="rope",
-    )
+    today = {"norm": "pre", "norm_kind": "rms", "positions": "rope"}
+    return TransformerConfig(context, width, heads=width // 16, layers=layers, ff_width=4 * width, **today)
 
 
 def learning(
@@ -494,11 +480,9 @@ def learning(
         done += 1
         if done in looks:
             look()
-            model.train()
 
     look()
     run = Run(model, training, seed)
-    model.train()
     epochs(run, corpus, each_step, lambda: None)
 
     def frame(i: int) -> str:

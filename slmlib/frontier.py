@@ -269,17 +269,19 @@ def mlp_against_attention(there: Cells) -> list[Comparison]:
     Attention is one block or three, trained at the last position as in the paper. All families of these are compared
     as far as all were run, and at dearer budgets those that were run there. p values are corrected over the budgets.
     """
-    chosen = of("MLP", *ATTENTION)
-    everywhere = budgets_of(there, chosen)
-    made = compare(there, of("MLP"), of(*ATTENTION), everywhere)
-    for budget in BUDGETS[len(everywhere) :]:
-        here = [family for family in chosen if (family.name, budget) in there]
-        sides = [f for f in here if f.architecture == "MLP"], [f for f in here if f.architecture in ATTENTION]
+    made = []
+    for budget in BUDGETS:
+        sides = [[f for f in of(*some) if (f.name, budget) in there] for some in (("MLP",), ATTENTION)]
         if all(sides):
-            at = {key: cell for key, cell in there.items() if key[0] in {f.name for f in here}}
-            made += compare(at, *sides, [budget])
-    estimates = corrected([c.estimate for c in made])
-    return [replace(c, estimate=e) for c, e in zip(made, estimates, strict=True)]
+            names = {f.name for side in sides for f in side}
+            made += compare({key: cell for key, cell in there.items() if key[0] in names}, *sides, [budget])
+    return at_once(made)
+
+
+def at_once(made: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons with Holm's p values, over all of them."""
+    estimates = corrected({c.flops: c.estimate for c in made})
+    return [replace(c, estimate=estimates[c.flops]) for c in made]
 
 
 def choice_cost(there: Cell, found: Found) -> float:

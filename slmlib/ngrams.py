@@ -53,7 +53,9 @@ class KneserNey:
         Raises:
             ValueError: if ``ids`` is not 1-D, has an id outside the vocabulary, or fewer tokens than the order.
         """
-        tokens = _checked(ids, self.vocab_size, self.order)
+        tokens = token_ids(ids, self.vocab_size).cpu().numpy()
+        if len(tokens) < self.order:
+            raise ValueError(f"{len(tokens)} tokens hold no {self.order}-gram: lower the order or give more text")
         grams = []  # for each length: keys, occurrences, number of the suffix and of the history of each n-gram
         shorter = np.zeros(len(tokens), np.int64)  # number of the (n-1)-gram that ends at a position
         for n in range(1, self.order + 1):
@@ -74,6 +76,11 @@ class KneserNey:
             total = np.bincount(history, counts, histories)
             self._levels.append(_Level(keys, counts - discounts, total, np.bincount(history, discounts, histories)))
         return self
+
+    def _given(self, ids: Tensor, name: str = "ids") -> np.ndarray:
+        if not self._levels:
+            raise ValueError(f"this {type(self).__name__} has counted nothing yet: call fit first")
+        return token_ids(ids, self.vocab_size, name).cpu().numpy()
 
     def _of_lower(self, counts: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
         """The counts of a lower order, of how often an n-gram occurs and of the suffixes of all one longer."""
@@ -100,8 +107,7 @@ class KneserNey:
         Raises:
             ValueError: if it has not been fitted, or ``ids`` is not 1-D or has an id outside the vocabulary.
         """
-        _needs_fit(self, self._levels)
-        tokens = _checked(ids, self.vocab_size)
+        tokens = self._given(ids)
         p = np.full(len(tokens), 1 / self.vocab_size)
         for n, level, history, at, seen in self._matches(tokens):
             p[n - 1 :] = self._p(level, history, np.where(seen, level.counts[at], 0.0), p[n - 1 :])
@@ -115,8 +121,7 @@ class KneserNey:
         Raises:
             ValueError: as ``nll`` does.
         """
-        _needs_fit(self, self._levels)
-        tokens = _checked(ids, self.vocab_size)
+        tokens = self._given(ids)
         counts = np.zeros((len(tokens), self.order))
         for n, level, history, *_ in self._matches(tokens):
             counts[n - 1 :, n - 1] = np.where(history >= 0, level.total[np.maximum(history, 0)], 0)
@@ -137,7 +142,6 @@ class KneserNey:
         Raises:
             ValueError: as ``nll`` does.
         """
-        _needs_fit(self, self._levels)
         return self.next_tokens(token_ids(context, self.vocab_size, "context")[None])[0]
 
     def next_tokens(self, contexts: Tensor) -> Tensor:
@@ -146,9 +150,8 @@ class KneserNey:
         Raises:
             ValueError: as ``nll`` does, but for contexts that are not 2-D.
         """
-        _needs_fit(self, self._levels)
-        flat = _checked(contexts.flatten(), self.vocab_size, name="contexts")
-        contexts = flat.reshape(contexts.shape)[:, max(0, contexts.size(1) - self.order + 1) :]
+        known = min(contexts.size(1), self.order - 1)  # of each context
+        contexts = self._given(contexts.flatten(), "contexts").reshape(contexts.shape)[:, contexts.size(1) - known :]
         B, T, every = *contexts.shape, np.arange(self.vocab_size)
         p = np.full((B, self.vocab_size), 1 / self.vocab_size)
         history = np.zeros(B, np.int64)  # number of each context's end
@@ -221,18 +224,6 @@ class Additive(KneserNey):
         scale = max(self.alpha, 1.0)  # both sides over alpha where it is large, so that none is inf
         added = self.alpha / scale
         return (counts / scale + added) / (total / scale + added * self.vocab_size)
-
-
-def _needs_fit(model: object, counted: object):
-    if not counted:
-        raise ValueError(f"this {type(model).__name__} has counted nothing yet: call fit first")
-
-
-def _checked(ids: Tensor, vocab_size: int, at_least: int = 0, name: str = "ids") -> np.ndarray:
-    tokens = token_ids(ids, vocab_size, name).cpu().numpy()
-    if len(tokens) < at_least:
-        raise ValueError(f"{len(tokens)} tokens hold no {at_least}-gram: lower the order or give more text")
-    return tokens
 
 
 def _find(keys: np.ndarray, shorter: np.ndarray, first: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -188,19 +188,10 @@ def status(found: Records) -> list[Status]:
     """One line for each of the 20 runs, in the paper's order."""
     lines = []
     for r in RUNS:
-        losses = [record.test_nll for record in found[r.label].values()]
-        lines.append(
-            Status(
-                label=r.label,
-                group=r.group,
-                seeds=len(losses),
-                wanted=r.seeds,
-                mean=mean(losses) if losses else None,
-                sd=stdev(losses) if len(losses) > 1 else None,
-                whole=mean(record.test_nll_whole for record in found[r.label].values()) if losses else None,
-                paper=r.test_nll,
-            )
-        )
+        of = found[r.label].values()
+        losses, whole = [record.test_nll for record in of], [record.test_nll_whole for record in of]
+        ours = mean(losses) if of else None, stdev(losses) if len(of) > 1 else None, mean(whole) if of else None
+        lines.append(Status(r.label, r.group, len(of), r.seeds, *ours, r.test_nll))
     return lines
 
 

@@ -69,25 +69,17 @@ LADDERS: dict[str, dict[str, tuple[float, ...]]] = {
     "one block": _BLOCKS,
     "blocks": {"layers": (1, 2, 3, 4, 5, 6, 8), **_BLOCKS},
 }
+_START = {"rate": 5e-3, "dropout": 0.0, "weight_decay": 0.0}
 _FIRST: dict[str, Point] = {  # where the search begins at the smallest budget
     "linear": {"context": 4, "width": 16, "batch": 64, "rate": 5e-3, "weight_decay": 0.0},
-    "mlp": {
-        **{"context": 4, "width": 8, "hidden": 64, "batch": 64},
-        **{"rate": 5e-3, "muon_rate": 0, "dropout": 0.0, "weight_decay": 0.0},
-    },
-    "one block": {
-        **{"width": 32, "context": 16, "tokens": 256},
-        **{"rate": 5e-3, "muon_rate": 0.02, "dropout": 0.0, "weight_decay": 0.0},
-    },
+    "mlp": _START | {"context": 4, "width": 8, "hidden": 64, "batch": 64, "muon_rate": 0},
+    "one block": _START | {"width": 32, "context": 16, "tokens": 256, "muon_rate": 0.02},
 }
 _FIRST["blocks"] = {"layers": 1, **_FIRST["one block"]}
 #: Where a search begins anew: the best of the budget below is so small, in so small batches, that one run would take
 #: most of an hour. It stays in the race as it is.
 _ANEW: dict[tuple[str, float], Point] = {
-    ("one block", 3e12): {
-        **{"width": 128, "context": 64, "tokens": 1024},
-        **{"rate": 5e-3, "muon_rate": 0.01, "dropout": 0.0, "weight_decay": 0.1},
-    },
+    ("one block", 3e12): _START | {"width": 128, "context": 64, "tokens": 1024, "muon_rate": 0.01, "weight_decay": 0.1},
 }
 _ANEW["blocks", 3e12] = {"layers": 4, **_ANEW["one block", 3e12], "width": 96}
 #: Where a run takes half an hour: what is still chosen there, by one step at most.
@@ -154,28 +146,21 @@ def _training(config: Config, point: Point, budget: float, vocab_size: int) -> T
     )
 
 
-def search(architecture: str, budget: float, found: Found) -> tuple[Point | None, list[Experiment]]:
-    """The settings that validation chooses at a budget, None while that is not known, and all runs that it asks for.
+def search(architecture: str, found: Found) -> Iterator[tuple[float, Point | None, list[Experiment]]]:
+    """Budget by budget, the settings that validation chooses, None while that is not known, and the runs it asks for.
 
     Coordinate descent: one setting after the other moves to the better of its neighbours on the ladder for as long as
     that lowers seed 0's validation loss; twice through all of them up to 10¹² FLOPs, once above. At an architecture's
     last budget its size alone moves, by a step, where a run takes half an hour: an MLP's units, a transformer's blocks.
     """
-    asked: list[Experiment] = []
-    for at, point, runs in _searches(architecture, found):
-        asked += runs
-        if point is None or at == budget:
-            break
-    return point, asked
-
-
-def _searches(architecture: str, found: Found) -> Iterator[tuple[float, Point | None, list[Experiment]]]:
-    """From the smallest budget up, what ``search`` finds and what that asks for beyond the budget before."""
     point: Point | None = _FIRST[architecture]
     for budget in BUDGETS[: BUDGETS.index(LARGEST[architecture]) + 1]:
         asked: list[Experiment] = []
         starts = [p for p in (_ANEW.get((architecture, budget)), point) if p]
-        ends = [_descend(architecture, budget, starts[0], found, asked), *starts[1:]]
+        late, of = _LATE.get((architecture, budget)), partial(experiment, architecture, budget=budget, seed=0)
+        ladders = {name: ladder for name, ladder in LADDERS[architecture].items() if late in (None, name)}
+        rounds = 2 if budget <= 1e12 else 1
+        ends = [descend(of, ladders, starts[0], found, asked, rounds, once=bool(late)), *starts[1:]]
         runs = [experiment(architecture, p, budget, 0) for p in ends if p]
         asked += runs
         if None in ends or any(run not in found for run in runs):
@@ -183,13 +168,6 @@ def _searches(architecture: str, found: Found) -> Iterator[tuple[float, Point | 
             return
         point = ends[min(range(len(runs)), key=lambda k: min(found[runs[k]].valid))]
         yield budget, point, asked
-
-
-def _descend(architecture: str, budget: float, point: Point, found: Found, asked: list[Experiment]) -> Point | None:
-    late = _LATE.get((architecture, budget))
-    ladders = {name: ladder for name, ladder in LADDERS[architecture].items() if late in (None, name)}
-    rounds = 2 if budget <= 1e12 else 1
-    return descend(lambda p: experiment(architecture, p, budget, 0), ladders, point, found, asked, rounds, bool(late))
 
 
 def descend(
@@ -237,7 +215,7 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
     """
     found, wanted = found or {}, []
     for architecture in LARGEST:
-        for budget, point, asked in _searches(architecture, found):
+        for budget, point, asked in search(architecture, found):
             wanted += asked
             if point is None:
                 break
@@ -287,7 +265,7 @@ def chosen(found: Found) -> dict[tuple[str, float], Point]:
     """
     points = {}
     for architecture in LARGEST:
-        for budget, point, _ in _searches(architecture, found):
+        for budget, point, _ in search(architecture, found):
             if point is None:
                 break
             mixed = {**point, "conv": REACH}
@@ -360,12 +338,7 @@ def best(flops: float, found: Found | None = None, seeds: int = SEEDS) -> list[R
     """
     if found is None:
         stores = [Store(RESULTS / suite).found() for suite in ("today", "gain", "shapes")]
-        found = {
-            e: record
-            for of in stores
-            for e, record in of.items()
-            if all(getattr(e.training, name) == value for name, value in LOOKS.items())
-        }
+        found = {e: r for of in stores for e, r in of.items() if e.training == replace(e.training, **LOOKS)}
     by_seed: dict[Experiment, list[Record]] = {}
     for experiment in sorted(found, key=lambda e: e.seed):
         by_seed.setdefault(replace(experiment, seed=0), []).append(found[experiment])

@@ -56,10 +56,7 @@ def unpaired(worse: Sequence[float], better: Sequence[float]) -> Estimate | None
     """The difference of two groups' means by Welch's t test (1947); None where one has fewer than two."""
     if min(len(worse), len(better)) < 2:
         return None
-    a, b = (np.var(group, ddof=1) / len(group) for group in (worse, better))
-    free = (a + b) ** 2 / (a**2 / (len(worse) - 1) + b**2 / (len(better) - 1)) if a + b else 1.0
-    spread = sqrt(a * len(worse) + b * len(better))
-    return _estimate(fmean(worse) - fmean(better), sqrt(a + b), free, spread, min(worse, better, key=len))
+    return unpaired_pooled(worse, better, ([worse], [better]))
 
 
 def unpaired_pooled(
@@ -78,7 +75,7 @@ def unpaired_pooled(
         free = sum(len(g) - 1 for g in groups)
         parts.append((sum(np.var(g) * len(g) for g in groups) / free / len(group), free))
     (a, free_a), (b, free_b) = parts
-    free = (a + b) ** 2 / (a**2 / free_a + b**2 / free_b)
+    free = (a + b) ** 2 / (a**2 / free_a + b**2 / free_b) if a + b else 1.0
     spread = sqrt(a * len(worse) + b * len(better))
     return _estimate(fmean(worse) - fmean(better), sqrt(a + b), free, spread, min(worse, better, key=len))
 
@@ -108,10 +105,10 @@ def holm(p: Mapping[Hashable, float]) -> dict:
     return adjusted
 
 
-def corrected(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Estimates with Holm's p values, over all of them."""
-    adjusted = holm({i: e.p for i, e in enumerate(estimates)})
-    return [replace(e, p=adjusted[i]) for i, e in enumerate(estimates)]
+def corrected(estimates: Mapping[Hashable, Estimate]) -> dict:
+    """Estimates with Holm's p values, over all of them, by the same keys."""
+    adjusted = holm({key: e.p for key, e in estimates.items()})
+    return {key: replace(e, p=adjusted[key]) for key, e in estimates.items()}
 
 
 def prediction_half(sd: float, n: int) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import mixing, recipes
-from .checkpoints import digest, tensors_of, write_whole
+from .checkpoints import load_tensors, save_tensors
 from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
@@ -31,6 +31,7 @@ from .windows import random_stream
 ORDERS = {"character": range(1, 10), "word": range(1, 6)}
 _NETWORKS = {"mlp": "MLP", "blocks": "transformer"}
 _SPLITS = ("train", "valid", "test")
+_ABOUT = ("experiment", "unit", "vocabulary")  # the texts beside a kept model's weights
 
 
 @dataclass(frozen=True)
@@ -149,16 +150,8 @@ def attempt(
     network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
     mixed = mixing.together([network], counted)["test"].mean().item()
     better = next(r for r in rows if r.model == _NETWORKS[best])
-    rows.append(
-        replace(
-            better,
-            model=f"{better.model} and counting",
-            test_nll=mixed,
-            seconds=better.seconds + time.perf_counter() - began,
-            parameters=size + better.parameters,
-            sample="",
-        )
-    )
+    took, remembered = better.seconds + time.perf_counter() - began, size + better.parameters
+    rows.append(Row(f"{better.model} and counting", mixed, took, better.flops, remembered, ""))
     return Tried(rows, networks[best], found[best].record.experiment)
 
 
@@ -210,15 +203,8 @@ def keep(path: str | os.PathLike, model: nn.Module, experiment: Experiment, voca
     Raises:
         NotWritten: if the file system refuses.
     """
-    about = {"experiment": json.dumps(experiment.spec()), "unit": vocabulary.unit}
-    about["vocabulary"] = json.dumps(vocabulary.tokens)
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # the format refuses tied ones
-    about["sha256"] = _checksum(tensors, about)
-    write_whole(Path(path), safetensors.torch.save(tensors, about))
-
-
-def _checksum(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
-    return digest(tensors, *(about[name] for name in ("experiment", "unit", "vocabulary")))
+    about = json.dumps(experiment.spec()), vocabulary.unit, json.dumps(vocabulary.tokens)
+    save_tensors(Path(path), model.state_dict(), dict(zip(_ABOUT, about, strict=True)))
 
 
 def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
@@ -229,9 +215,7 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         ValueError: if the file is not one that ``keep`` wrote, or damaged.
     """
     try:
-        tensors, about = tensors_of(path)
-        if about.get("sha256") not in (None, _checksum(tensors, about)):  # None: of an earlier version
-            raise ValueError("its checksum is not that of what it holds")
+        tensors, about = load_tensors(path, _ABOUT)
         vocabulary = Vocabulary(tuple(json.loads(about["vocabulary"])), about["unit"])
         model = build(Experiment.from_spec(json.loads(about["experiment"])).model, len(vocabulary))
         model.load_state_dict(tensors)

@@ -49,6 +49,7 @@ class Evidence:
     today: Mapping[tuple[str, float], list[Record]] = field(default_factory=dict)  # recipes.runs: of today's training
     gain: Found = field(default_factory=dict)  # of the changes that lead there
     shapes: Found = field(default_factory=dict)  # and of its depths, widths and contexts
+    adamw: Mapping[float, list[Record]] = field(default_factory=dict)  # MLPs without Muon: recipes.without_muon
 
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Evidence":
@@ -57,9 +58,10 @@ class Evidence:
             e: r for suite in ("depth-context", "positions", "words") for e, r in Store(folder / suite).found().items()
         }
         cells = frontier.cells(Store(folder / "frontier").found())
-        today = recipes.runs(Store(folder / "today").found())
+        found = Store(folder / "today").found()
+        adamw = {b: [found[e] for e in of if e in found] for b, of in recipes.without_muon(found)[0].items()}
         gain, shapes = (Store(folder / suite).found() for suite in ("gain", "shapes"))
-        return cls(paper.records(Store(folder / "paper")), others, cells, today, gain, shapes)
+        return cls(paper.records(Store(folder / "paper")), others, cells, recipes.runs(found), gain, shapes, adamw)
 
     def runs(self, label: str) -> Mapping[int, Record]:
         """Records by seed: of a run of the paper by its label, or of another by the label in ``OTHERS``."""
@@ -387,14 +389,13 @@ def convolutions(evidence: Evidence) -> dict[float, Estimate]:
     """
     pairs = zip(evidence.unconvolved.items(), evidence.convolved.values(), strict=True)
     losses = {key[1]: [[r.test_nll_whole for r in of] for of in (plain, records)] for (key, plain), records in pairs}
-    return dict(zip(losses, corrected([unpaired(*pair) for pair in losses.values()]), strict=True))
+    return corrected({budget: unpaired(*pair) for budget, pair in losses.items()})
 
 
 def convolved_against_mlp(evidence: Evidence) -> dict[float, Estimate]:
     """``mlp_against_blocks`` for the transformers with short convolutions, p values after Holm's correction."""
     mlps = {key: records for key, records in evidence.today.items() if key[0] == "mlp"}
-    there = mlp_against_blocks({**mlps, **evidence.convolved})
-    return dict(zip(there, corrected([m.estimate for m in there.values()]), strict=True))
+    return corrected({b: m.estimate for b, m in mlp_against_blocks({**mlps, **evidence.convolved}).items()})
 
 
 def gains(found: Found, changes: str) -> dict[str, Estimate]:
@@ -410,8 +411,7 @@ def gains(found: Found, changes: str) -> dict[str, Estimate]:
     }
     names = list(losses)
     before = names if changes == "chain" else names[:1] * len(names)
-    estimates = [unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)]
-    return dict(zip(names[1:], corrected(estimates), strict=True))
+    return corrected({new: unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)})
 
 
 def minima(found: Found) -> dict[tuple[str, float], Lowest | None]:
@@ -437,9 +437,9 @@ def doublings(evidence: Evidence) -> list[Measured]:
         _worse(f"Transformer, {2 * T} characters", f"Transformer, {T} characters", WHOLE, paired=False)
         for T in studies.CONTEXTS[:-1]
     ]
-    found = [m for contrast in asked if (m := contrast.measure(evidence)) is not None]
-    estimates = corrected([m.estimate for m in found])
-    return [m._replace(estimate=e) for m, e in zip(found, estimates, strict=True)]
+    found = {m.says: m for contrast in asked if (m := contrast.measure(evidence)) is not None}
+    estimates = corrected({says: m.estimate for says, m in found.items()})
+    return [m._replace(estimate=estimates[says]) for says, m in found.items()]
 
 
 def spreads(evidence: Evidence) -> dict[str, tuple[float, float, float]]:
@@ -522,12 +522,12 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "convolved_lead": convolved_against_mlp(evidence)[dear].effect,
         "convolved_least": min(saved.values()),
         "convolved_most": max(saved.values()),
-        "early": fmean(r.test_nll for r in evidence.today["mlp", 3e10]),
-        "early_share": 3e10 / fmean(r.flops["counted"] for r in trained),
+        "early": fmean(r.test_nll for r in evidence.adamw[3e10]),
+        "early_times": fmean(r.flops["counted"] for r in trained) / 3e10,
+        "tuned": fmean(r.test_nll for r in cells["MLP T=4", 3e11].records),
+        "tuned_times": fmean(r.flops["counted"] for r in trained) / 3e11,
         "muon_mlp": muon["mlp"],
         "muon_blocks": muon["blocks"],
-        "early_all_times": fmean(r.flops["counted"] for r in trained)
-        / fmean(map(recipes.with_optimiser, evidence.today["mlp", 3e10])),
         "chance": max(1.96 * apart for name, (_, _, apart) in gaps.items() if name.startswith("C3")),
     }
 
