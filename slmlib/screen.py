@@ -87,6 +87,11 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert min(took) > 6.5 and max(took) < 8.5, took
     assert found["convolved"] < found["counting"] - 0.02, found
     assert found["tuned"] < found["early"] < paper.run("Transformer").test_nll - 0.02, found
+    spared, dear, conv = (
+        [r.test_nll_whole for r in of]
+        for of in (evidence.adamw[recipes.CHARGED], evidence.today["blocks", 1e13], evidence.convolved["blocks", 1e13])
+    )
+    assert unpaired(spared, dear).sign == 0 < unpaired(spared, conv).low, found
     assert found["tuned_times"] > 100 and found["early_times"] > 1000, found
     for architecture, least, most in (("blocks", 9, 31), ("mlp", 26, 58)):
         took = [r.seconds["training"] / 60 for r in evidence.today[architecture, 1e13]]

@@ -524,6 +524,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "convolved_most": max(saved.values()),
         "early": fmean(r.test_nll for r in evidence.adamw[3e10]),
         "early_times": fmean(r.flops["counted"] for r in trained) / 3e10,
+        "spared": fmean(r.test_nll_whole for r in evidence.adamw[recipes.CHARGED]),
+        "today": fmean(r.test_nll_whole for r in evidence.today["blocks", dear]),
         "tuned": fmean(r.test_nll for r in cells["MLP T=4", 3e11].records),
         "tuned_times": fmean(r.flops["counted"] for r in trained) / 3e11,
         "muon_mlp": muon["mlp"],
