@@ -74,6 +74,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert "holds" not in c2.values() and abs(found["lead_last"]) < 0.01, c2
     assert found["counting"] < found["best_network"] - 0.1
     assert found["short_loss"] < found["paper_best"] and found["short_share"] < 0.05
+    assert found["single"] > found["short_loss"] and found["short_budget"] == 3e12, found
     assert found["long_loss"] > found["short_loss"] + 0.3 and found["rates_apart"] >= 30
     dear, cheaper = ({c.flops: c.estimate for c in every_position(evidence)}[b] for b in (1e13, 3e12))
     assert dear.sign > 0 > cheaper.sign, (dear, cheaper)

@@ -121,7 +121,7 @@ TEST = Read("test", lambda record: record.test_nll)
 WHOLE = Read("whole test split", lambda record: record.test_nll_whole)
 #: After the last epoch; the kept weights' where a record does not say.
 LAST = Read("test, last epoch", lambda r: r.test_nll if r.test_nll_last is None else r.test_nll_last)
-
+KEPT = Read("test, kept epoch", TEST.of)
 
 GAIN = Read("second epoch's gain in validation", lambda record: record.valid[0] - record.valid[1])
 
@@ -222,7 +222,7 @@ CONTRASTS: dict[tuple[str, Reading], tuple[Contrast, ...]] = {
         for label, best in BEST_EPOCHS.items()
         for contrast in (
             Contrast((label, _valid(8)), (label, _valid(best))),
-            Contrast((label, LAST), (label, TEST)),
+            Contrast((label, LAST), (label, KEPT)),
         )
     ),
 }  # fmt: skip
