@@ -297,12 +297,14 @@ def test():
         python("-m", "ruff", "format", "--check", *places)
         before = digest(["book"])
         slow = "--durations=30"  # where the time goes
-        other = [f"--ignore=tests/{name}" for name in ("test_site.py", "test_ways_in.py", "faults")]
+        names = ("faults", "test_cli.py", "test_extension.py", "test_make.py")  # whose tests start processes
+        start = [f"tests/{name}" for name in names]
+        other = [f"--ignore={path}" for path in (*start, "tests/test_site.py", "tests/test_ways_in.py")]
         one = {"OMP_NUM_THREADS": "1"}  # a core each: two threads stall where anything else runs
         with alongside("-m", "pytest", "tests", *other, slow, **one):
             with kernels() as ready:
                 python("-c", PYTEST, "--nbmake", "book/", slow, env=dict(bare(), **ready))
-            python("-m", "pytest", "tests/faults", slow, env=one)
+            python("-m", "pytest", *start, slow, env=one)
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()
