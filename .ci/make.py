@@ -297,14 +297,13 @@ def test():
         python("-m", "ruff", "format", "--check", *places)
         before = digest(["book"])
         slow = "--durations=30"  # where the time goes
-        names = ("faults", "test_cli.py", "test_extension.py", "test_make.py")  # whose tests start processes
-        start = [f"tests/{name}" for name in names]
-        other = [f"--ignore={path}" for path in (*start, "tests/test_site.py", "tests/test_ways_in.py")]
+        behind = ["tests/faults", "tests/test_extension.py"]  # so that both sides take about as long
+        other = [f"--ignore={path}" for path in (*behind, "tests/test_site.py", "tests/test_ways_in.py")]
         one = {"OMP_NUM_THREADS": "1"}  # a core each: two threads stall where anything else runs
         with alongside("-m", "pytest", "tests", *other, slow, **one):
             with kernels() as ready:
                 python("-c", PYTEST, "--nbmake", "book/", slow, env=dict(bare(), **ready))
-            python("-m", "pytest", *start, slow, env=one)
+            python("-m", "pytest", *behind, slow, env=one)
         if digest(["book"]) != before:
             stop("running the chapters changed files in book/")
         book()
