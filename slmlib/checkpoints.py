@@ -117,7 +117,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """A checkpoint's tensors, which run it is of, and the history."""
     try:
         tensors, texts = load_tensors(path, ("run", "history"))
-        return tensors, texts["run"], json.loads(texts["history"])
+        run, history, _ = (texts[name] for name in ("run", "history", "sha256"))  # each has a checksum
+        return tensors, run, json.loads(history)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint of this package, or damaged ({error}); {_ANEW}") from error
 

@@ -238,16 +238,17 @@ def without_muon(found: Found) -> tuple[dict[float, list[Experiment]], list[Expe
     there: dict[float, list[Experiment]] = {}
     asked: list[Experiment] = []
     point: Point | None = None
-    for (architecture, budget), settled in chosen(found).items():
-        if architecture == "mlp":
-            late = _LATE.get((architecture, budget))
-            ladders = {name: LADDERS["mlp"][name] for name in ("rate", "hidden") if late in (None, name)}
-            start = point if late else {**settled, "muon_rate": 0}
-            of = partial(experiment, "mlp", budget=budget, seed=0)
-            point = start and descend(of, ladders, start, found, asked, rounds=1, once=bool(late))
-            if point:
-                flops = CHARGED if late else budget
-                there[flops] = [experiment("mlp", point, flops, seed) for seed in range(SEEDS)]
+    for budget, settled, _ in search("mlp", found):
+        if settled is None:
+            break
+        late = _LATE.get(("mlp", budget))
+        ladders = {name: LADDERS["mlp"][name] for name in ("rate", "hidden") if late in (None, name)}
+        start = point if late else {**settled, "muon_rate": 0}
+        of = partial(experiment, "mlp", budget=budget, seed=0)
+        point = start and descend(of, ladders, start, found, asked, rounds=1, once=bool(late))
+        if point:
+            flops = CHARGED if late else budget
+            there[flops] = [experiment("mlp", point, flops, seed) for seed in range(SEEDS)]
     return there, asked
 
 

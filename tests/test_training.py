@@ -368,6 +368,16 @@ def test_what_is_no_checkpoint_of_this_run_is_refused_by_name_and_left(other, ch
     assert checkpoint.read_bytes() == before
 
 
+def test_a_checkpoint_without_its_checksum_is_refused(checkpoint):
+    run(training=FOUR, checkpoint=checkpoint)
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        tensors, texts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    del texts["sha256"]
+    safetensors.torch.save_file(tensors, checkpoint, texts)
+    with pytest.raises(ValueError, match=r"no checkpoint of this package, or damaged.*delete it"):
+        run(training=FOUR, checkpoint=checkpoint)
+
+
 def test_a_run_whose_schedule_knows_its_end_is_not_the_beginning_of_a_longer_one(checkpoint):
     run(ATTENTION, TODAY, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="another run"):
