@@ -41,7 +41,8 @@ def setting(name, default):
 def environment():
     """The reader's environment without what would change how a chapter runs or where pip installs."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "MPLBACKEND", "MATPLOTLIBRC"))}
-    for name in ("HOME", "OPTIMIZE", "PATH", "STARTUP", "WARNINGS"):  # -O, say, would pass over every assertion
+    # -O, say, would pass over every assertion; and without bytecode each process would compile all that it imports.
+    for name in ("DONTWRITEBYTECODE", "HOME", "OPTIMIZE", "PATH", "STARTUP", "WARNINGS"):
         env.pop("PYTHON" + name, None)
     for name in ("TARGET", "PREFIX", "ROOT"):
         env.pop("PIP_" + name, None)
@@ -127,8 +128,9 @@ def setup():
     lock = setting("LOCK", "requirements.lock")
     newest = ["-c", lock] if lock else ["--upgrade", "--upgrade-strategy", "eager"]
     print("Installing into .venv", flush=True)
-    python("-m", "pip", "install", "--quiet", torch())
-    python("-m", "pip", "install", "--quiet", torch(), "-r", "requirements.txt", *newest)
+    install = ("-m", "pip", "install", "--quiet", "--no-compile")  # what is imported is compiled then: a tenth of all
+    python(*install, torch())
+    python(*install, torch(), "-r", "requirements.txt", *newest)
     write(stamp, installed(version).encode())
 
 

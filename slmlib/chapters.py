@@ -20,7 +20,7 @@ from .corpora import Corpus, CorpusUnavailable, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .frontier import SEEDS, Cells
 from .models import Config, generate
-from .ngrams import KneserNey
+from .ngrams import KneserNey, of_orders
 from .stats import Estimate, half_interval, paired
 from .training import History, TrainingConfig, budget
 from .windows import random_stream
@@ -260,9 +260,8 @@ def yardsticks(
 ) -> dict[str, float]:
     """NLL in nats of counting models (modified Kneser-Ney), by name, on the tokens that a run is scored on."""
     look, levels = replace(training.test, first=CONTEXT), {}
-    for n in orders:
-        nll = KneserNey(n, len(corpus.vocabulary)).fit(corpus.train).nll(getattr(corpus, split))
-        levels[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = look.mean(nll)
+    for n, model in of_orders(orders, len(corpus.vocabulary), corpus.train).items():
+        levels[{1: "unigram", 2: "bigram"}.get(n, f"{n}-gram")] = look.mean(model.nll(getattr(corpus, split)))
     return levels
 
 

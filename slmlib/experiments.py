@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Experiment(Checked):
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the spec of an experiment ({error}): {spec!r}") from error
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Ten hexadecimal digits of the SHA-256 of its canonical JSON.
 

@@ -27,7 +27,7 @@ from .corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .flops import Ledger, Scored, as_text, forward_flops
 from .models import MLP, Config, MLPConfig, Transformer, TransformerConfig, build, generate, n_parameters
-from .ngrams import KneserNey
+from .ngrams import KneserNey, of_orders
 from .training import Run, TrainingConfig, epochs, evaluate
 from .verdicts import CLAIMS, Evidence, judge
 from .windows import Evaluation, random_stream
@@ -329,7 +329,7 @@ def _clock(seconds: float) -> str:
 def counting(corpus: Corpus | None = None) -> Explorer:
     """What counts of each order expect after a prompt, and how much of the prompt they have seen before."""
     corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
-    models = [KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in range(1, 8)]
+    models = list(of_orders(range(1, 8), len(corpus.vocabulary), corpus.train).values())
     ends = [400 + 37 * i for i in range(12)]
     prompts = [corpus.vocabulary.decode(corpus.test[e - 24 : e]) for e in ends]
     known = set(corpus.vocabulary.tokens)

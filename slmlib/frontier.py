@@ -6,6 +6,7 @@ One rule for every choice: of what may be chosen (context, learning rate, how fa
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean
 
 import numpy as np
@@ -77,6 +78,11 @@ def at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
     The budgets up to 1e12 differ in their number of epochs alone, and so do those above: a smaller one is the beginning
     of a larger one.
     """
+    return _at_cost(family, budget, rate, seed)
+
+
+@cache  # the search asks for the same ones again and again
+def _at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
     epoch, of_family = 1e11 if budget <= 1e12 else 1e12, FAMILIES[family]
     training = TrainingConfig(
         epochs=round(budget / epoch),

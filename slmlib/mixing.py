@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .checks import explain
 from .corpora import Corpus
-from .ngrams import KneserNey
+from .ngrams import KneserNey, of_orders
 from .training import TrainingConfig
 
 #: Which orders of counting are mixed, by unit of text.
@@ -90,7 +90,7 @@ def counted(
         models: fitted on the train split; those of ``ORDERS`` if there are none.
     """
     orders = () if models else ORDERS[corpus.vocabulary.unit]
-    models = [*models, *(KneserNey(n, len(corpus.vocabulary)).fit(corpus.train) for n in orders)]
+    models = [*models, *of_orders(orders, len(corpus.vocabulary), corpus.train).values()]
     splits = {
         "valid": (corpus.valid, [training.validation]),
         "test": (corpus.test, [training.test, training.whole_test]),

@@ -1,6 +1,6 @@
 """Counting models: the yardsticks that need no training. Shapes: V vocabulary, n order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,15 @@ class _Level(NamedTuple):
     counts: np.ndarray  # (G,), less the discounts
     total: np.ndarray  # (H,) of the counts of all that follows a history
     spared: np.ndarray  # (H,) of the discounts: what is left to the shorter history
+
+
+class _Grams(NamedTuple):
+    """The n-grams of one length in a text. G of them."""
+
+    keys: np.ndarray  # (G,), as a level has them
+    occurrences: np.ndarray  # (G,)
+    suffix: np.ndarray  # (G,) the number of the (n-1)-gram that each ends in
+    history: np.ndarray  # (G,) and of the one that it begins with
 
 
 class KneserNey:
@@ -53,26 +62,34 @@ class KneserNey:
         Raises:
             ValueError: if ``ids`` is not 1-D, has an id outside the vocabulary, or fewer tokens than the order.
         """
+        return self._estimated(self._grams(ids))
+
+    def _grams(self, ids: Tensor) -> list[_Grams]:
+        """What there is to count in ``ids``, by length, up to the order."""
         tokens = token_ids(ids, self.vocab_size).cpu().numpy()
         if len(tokens) < self.order:
             raise ValueError(f"{len(tokens)} tokens hold no {self.order}-gram: lower the order or give more text")
-        grams = []  # for each length: keys, occurrences, number of the suffix and of the history of each n-gram
+        grams = []
         shorter = np.zeros(len(tokens), np.int64)  # number of the (n-1)-gram that ends at a position
         for n in range(1, self.order + 1):
-            keys, first, numbers, occurrences = np.unique(
-                shorter[n - 1 :] * self.vocab_size + tokens[: len(tokens) - n + 1],
-                return_index=True, return_inverse=True, return_counts=True,
-            )  # fmt: skip
-            ends = first + n - 1  # one place where each ends
+            of = torch.from_numpy(shorter[n - 1 :] * self.vocab_size + tokens[: len(tokens) - n + 1])
+            kinds = torch.unique(of, return_inverse=True, return_counts=True)  # sorts in half of numpy's time
+            keys, numbers, occurrences = (values.numpy() for values in kinds)
+            ends = np.empty(len(keys), np.int64)  # one place where each ends
+            ends[numbers] = np.arange(n - 1, len(tokens))
             history = shorter[ends - 1] if n > 1 else np.zeros(len(keys), np.int64)
-            grams.append((keys, occurrences, shorter[ends], history))
+            grams.append(_Grams(keys, occurrences, shorter[ends], history))
             shorter = np.concatenate((np.full(n - 1, -1), numbers))
+        return grams
+
+    def _estimated(self, grams: list[_Grams]) -> "KneserNey":
+        """Itself, with the probabilities that follow from the n-grams up to its order."""
         self._levels = []
-        for n, (keys, counts, _, history) in enumerate(grams, start=1):
+        for n, (keys, counts, _, history) in enumerate(grams[: self.order], start=1):
             if n < self.order:
-                counts = self._of_lower(counts, grams[n][2])
+                counts = self._of_lower(counts, grams[n].suffix)
             discounts = self._discounts(counts)[np.minimum(counts, 3)]
-            histories = len(grams[n - 2][0]) if n > 1 else 1
+            histories = len(grams[n - 2].keys) if n > 1 else 1
             total = np.bincount(history, counts, histories)
             self._levels.append(_Level(keys, counts - discounts, total, np.bincount(history, discounts, histories)))
         return self
@@ -196,6 +213,17 @@ class KneserNey:
         Searches are integer comparisons, about log2 of the number of n-grams an order, and not counted.
         """
         return 3 * self.order
+
+
+def of_orders(orders: Iterable[int], vocab_size: int, ids: Tensor) -> dict[int, KneserNey]:
+    """Kneser-Ney of several orders, fitted on the same 1-D ``ids``, which are sorted for the highest alone; by order.
+
+    Raises:
+        ValueError: as ``KneserNey`` and its ``fit`` do.
+    """
+    models = {order: KneserNey(order, vocab_size) for order in orders}
+    grams = models[max(models)]._grams(ids) if models else []
+    return {order: model._estimated(grams) for order, model in models.items()}
 
 
 class Additive(KneserNey):

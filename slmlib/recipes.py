@@ -6,7 +6,7 @@ best of the budget below; the validation text begins where the play that trainin
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from math import ceil, exp, log
 from pathlib import Path
 from statistics import fmean
@@ -123,8 +123,13 @@ def model(architecture: str, point: Point) -> Config:
 
 def experiment(architecture: str, point: Point, budget: float, seed: int) -> Experiment:
     """A point trained for so many FLOPs on Tiny Shakespeare, to the nearest window an epoch."""
-    training = _training(model(architecture, point), point, budget, 65)
-    return Experiment("tiny_shakespeare", model(architecture, point), training, seed)
+    return _experiment(architecture, tuple(point.items()), budget, seed)
+
+
+@cache  # the search asks for the same ones again and again
+def _experiment(architecture: str, settings: tuple, budget: float, seed: int) -> Experiment:
+    point, config = dict(settings), model(architecture, dict(settings))
+    return Experiment("tiny_shakespeare", config, _training(config, point, budget, 65), seed)
 
 
 def _training(config: Config, point: Point, budget: float, vocab_size: int) -> TrainingConfig:

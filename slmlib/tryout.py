@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, Record, process_pool, trained
 from .models import Transformer, build, generate, n_parameters
-from .ngrams import KneserNey
+from .ngrams import of_orders
 from .speed import fast_matmul, one_thread
 from .training import Run, TrainingConfig, epochs, evaluate, token_nll
 from .windows import random_stream
@@ -109,7 +110,7 @@ def attempt(
 
     say(f"counting {len(corpus.train):,} {corpus.vocabulary.unit}s")
     unit, V = corpus.vocabulary.unit, len(corpus.vocabulary)
-    counts = {n: KneserNey(n, V).fit(corpus.train) for n in sorted({*ORDERS[unit], *mixing.ORDERS[unit]})}
+    counts = of_orders(sorted({*ORDERS[unit], *mixing.ORDERS[unit]}), V, corpus.train)
     counting = min((counts[n] for n in ORDERS[unit]), key=lambda model: valid.mean(model.nll(corpus.valid)))
     nll, chosen = test.mean(counting.nll(corpus.test)), time.perf_counter() - began
     rows = [Row(f"counting, order {counting.order}", nll, chosen, 0.0, sum(counting.sizes), sample(counting.generate))]
@@ -122,7 +123,7 @@ def attempt(
         # What is left, less what is not training: a second start of Python, the test, the samples.
         spent, turns = time.perf_counter() - began + 5, len(_NETWORKS) / workers
         if budget < spent + 2 * turns:
-            raise ValueError(f"seconds must be {spent + 2 * turns:.0f} at least for this text here, got {seconds!r}")
+            raise ValueError(f"seconds must be {ceil(spent + 2 * turns)} at least for this text here, got {seconds!r}")
         budget = (budget - spent) * 0.92 / turns
         say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")
     plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
