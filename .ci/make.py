@@ -128,7 +128,7 @@ def setup():
     lock = setting("LOCK", "requirements.lock")
     newest = ["-c", lock] if lock else ["--upgrade", "--upgrade-strategy", "eager"]
     print("Installing into .venv", flush=True)
-    install = ("-m", "pip", "install", "--quiet", "--no-compile")  # what is imported is compiled then: a tenth of all
+    install = ("-m", "pip", "install", "--quiet", "--no-compile")  # what is imported is compiled then
     python(*install, torch())
     python(*install, torch(), "-r", "requirements.txt", *newest)
     write(stamp, installed(version).encode())

@@ -43,20 +43,19 @@ class Gate:
                 f"features of {len(features)} tokens, losses of {len(nll)}: give both of the same, one at least"
             )
         # Tokens last: softmax over a few contiguous rows takes two thirds of the time that one over short rows takes.
-        x, y = features.double().T.contiguous(), nll.double().T.contiguous()
-        self.weights = torch.zeros(len(x), len(y), dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.LBFGS([self.weights], max_iter=300, line_search_fn="strong_wolfe")
+        x, N = features.double().T.contiguous(), len(nll)
+        p = (nll.min(1, keepdim=True).values - nll).double().exp().T.contiguous()  # of each model, over the best one's
+        self.weights = torch.zeros(len(x), len(p), dtype=torch.float64)
+        optimiser = torch.optim.LBFGS([self.weights], max_iter=300, history_size=30, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
-            optimiser.zero_grad()
-            mixed = torch.logsumexp((self.weights.T @ x).log_softmax(0) - y, 0)
-            value = self.weights.square().sum() / len(nll) - mixed.mean()
-            value.backward()
-            return value
+            prior = (self.weights.T @ x).softmax(0)
+            joint = prior * p
+            mixed = joint.sum(0)
+            self.weights.grad = (x @ (prior - joint / mixed).T + 2 * self.weights) / N
+            return self.weights.square().sum() / N - mixed.log().mean()
 
-        with torch.enable_grad():
-            optimiser.step(loss)
-        self.weights.requires_grad_(False)
+        optimiser.step(loss)
 
     def __call__(self, features: Tensor) -> Tensor:
         """The weight of each model, (N, M), summing to 1 over models."""

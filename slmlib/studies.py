@@ -121,7 +121,7 @@ ADDED = (
 #: What it has, undone, each on its own.
 UNDONE = (
     _TODAY,
-    Change("last position scored", {}, {"scored": "last"}, _MUON),
+    Change("last position scored", {}, {"scored": "last"}, (2e-3, *_MUON)),
     Change("learned positions", {"positions": "learned", "embed_init": "small"}, {}, _MUON),
     Change("norm after each sum", {"norm": "post"}, {}, _MUON),
     Change("LayerNorm", {"norm_kind": "layer"}, {}, _MUON),
