@@ -340,7 +340,7 @@ def best(
 def try_(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="A text file, UTF-8, of 2,000 characters or more.")],
     minutes: Annotated[float | None, typer.Option(min=0.2, help="For all of it, about; 2 if nothing is said.")] = None,
-    flops: Annotated[float | None, typer.Option(min=0, help="Instead: for each network's training.")] = None,
+    flops: Annotated[float | None, typer.Option(min=0, help="Instead: for each network (MLP: 1e13 at most).")] = None,
     unit: Annotated[Unit, typer.Option(help="What is predicted.")] = Unit.character,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = min(2, os.cpu_count() or 1),
     seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,

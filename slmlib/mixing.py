@@ -79,8 +79,8 @@ def counted(
 ) -> dict[str, Counted]:
     """Kneser-Ney of several orders at the tokens that a training's looks score.
 
-    The features are those of the highest order: how long a history was seen, one of n; and how often each length was,
-    as log(1 + count) / 3.
+    The features are those of the highest order: how long a history was seen, one of n; and the total c(h ·) of each
+    length, as log(1 + total) / 3.
 
     Args:
         corpus: the text.

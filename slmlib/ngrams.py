@@ -131,9 +131,10 @@ class KneserNey:
         return torch.from_numpy(-np.log(p))
 
     def seen(self, ids: Tensor) -> Tensor:
-        """How often the history of each token was counted, (len(ids), n) float64: that of 0 tokens, 1, … n - 1.
+        """The total c(h ·) of the history of each token, (len(ids), n) float64: that of 0 tokens, 1, … n - 1.
 
-        It is c(h ·); 0 where the history was never seen, or would begin before the text.
+        It is how often the longest one occurred; of a shorter one, as c is there, how many different tokens stood in
+        front of it and what followed; 0 where the history was never seen, or would begin before the text.
 
         Raises:
             ValueError: as ``nll`` does.
