@@ -88,9 +88,9 @@ def test_a_budget_of_seconds_is_kept_to(file, monkeypatch):
     corpus = read_corpus(file)
 
     def took():
-        return sum(row.seconds for row in tryout.attempt(corpus, seconds=20, workers=1).rows[1:4])
+        return sum(row.seconds for row in tryout.attempt(corpus, seconds=14, workers=1).rows[1:4])
 
-    assert any(took() < 25 for _ in range(3))  # the machine may get slower while it trains
+    assert any(took() < 18 for _ in range(3))  # the machine may get slower while it trains
 
 
 def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypatch):
