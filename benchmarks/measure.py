@@ -363,7 +363,7 @@ def _stepping(end, keep: bool) -> None:
 
 
 def counting() -> dict[str, Any]:
-    """Kneser-Ney on Tiny Shakespeare, or on the embedded text where it cannot be had: which, seconds to count and score.
+    """Kneser-Ney on Tiny Shakespeare, or on the embedded text where it cannot be had: which; seconds to fit and score.
 
     Where NLTK is installed, also its ``KneserNeyInterpolated`` ÷ ours, order 5, on the first 50,000 characters.
     """
