@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -257,7 +258,11 @@ def kernels():
         what = {"argv": [*warm, "connect", server, "-f", "{connection_file}"], "language": "python"}
         spec.write_text(json.dumps(dict(what, display_name="Python 3 (ipykernel)")), encoding="utf-8")
         env = dict(environment(), OMP_NUM_THREADS="1")
-        process = subprocess.Popen([*warm, "serve", server], env=env, stdout=log, stderr=log)
+        with socket.socket(socket.AF_UNIX) as listener:  # it listens before the first kernel can ask
+            listener.bind(server)
+            listener.listen(64)
+            at = listener.fileno()
+            process = subprocess.Popen([*warm, "serve", str(at)], env=env, stdout=log, stderr=log, pass_fds=[at])
         try:
             yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, env.get("JUPYTER_PATH")]))}
         finally:

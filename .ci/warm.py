@@ -23,10 +23,8 @@ IMPORTED = (
 )
 
 
-def serve(address):
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(64)  # who asks meanwhile is served once all is imported
+def serve(descriptor):
+    with socket.socket(fileno=int(descriptor)) as listener:  # who asks meanwhile is served once all is imported
         os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it
         for name in IMPORTED:
             importlib.import_module(name)
