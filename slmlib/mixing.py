@@ -43,8 +43,8 @@ class Gate:
                 f"features of {len(features)} tokens, losses of {len(nll)}: give both of the same, one at least"
             )
         # Tokens last: softmax over a few contiguous rows takes two thirds of the time that one over short rows takes.
-        x, N = features.double().T.contiguous(), len(nll)
-        p = (nll.min(1, keepdim=True).values - nll).double().exp().T.contiguous()  # of each model, over the best one's
+        x, y, N = features.double().T.contiguous(), nll.double().T.contiguous(), len(nll)
+        p = (y.min(0).values - y).exp()  # of each model, over the best one's
         self.weights = torch.zeros(len(x), len(p), dtype=torch.float64)
         optimiser = torch.optim.LBFGS([self.weights], max_iter=300, history_size=30, line_search_fn="strong_wolfe")
 

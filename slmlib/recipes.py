@@ -128,7 +128,8 @@ def experiment(architecture: str, point: Point, budget: float, seed: int) -> Exp
 
 @cache  # the search asks for the same ones again and again
 def _experiment(architecture: str, settings: tuple, budget: float, seed: int) -> Experiment:
-    point, config = dict(settings), model(architecture, dict(settings))
+    point = dict(settings)
+    config = model(architecture, point)
     return Experiment("tiny_shakespeare", config, _training(config, point, budget, 65), seed)
 
 

@@ -469,7 +469,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     characters = [r for r in paper.RUNS if r.group != "words"]
     runs = {r.label: fmean(x.test_nll_whole for x in evidence.paper[r.label].values()) for r in characters}
     best = min(characters, key=lambda r: runs[r.label])
-    best_cost = next(iter(evidence.paper[best.label].values())).flops["counted"]
+    costs = {r.label: next(iter(evidence.paper[r.label].values())).flops["counted"] for r in characters}
     mlps = [c for c in cells.values() if c.family.architecture == "MLP"]
     chosen = [frontier.best_within(mlps, budget) for budget in frontier.BUDGETS]
     best_losses = [r.test_nll_whole for r in evidence.paper[best.label].values()]
@@ -504,8 +504,8 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "short_context": short.family.context,
         "short_loss": short.loss,
         "short_budget": short.budget,
-        "short_share": short.budget / best_cost,
-        "dearest": max(next(iter(evidence.paper[r.label].values())).flops["counted"] for r in characters),
+        "short_share": short.budget / costs[best.label],
+        "dearest": max(costs.values()),
         "lead_first": -at[1e11].estimate.effect,
         "lead_last": -at[dear].estimate.effect,
         "long_loss": cells["MLP T=128", short.budget].loss,
