@@ -41,6 +41,7 @@ class Case:
     config: Config
     batch: int = 64
     scored: str = "last"
+    optimiser: str = "adam"
 
     @property
     def every(self) -> bool:
@@ -106,9 +107,9 @@ def text(tokens: int = 200_000) -> torch.Tensor:
 class Steps:
     """Training steps of a case, by ``slmlib``."""
 
-    def __init__(self, case: Case, **training):
+    def __init__(self, case: Case):
         self.case, self.model = case, build(case.config, V, seed=0).train()
-        self.training = TrainingConfig(batch=case.batch, scored=case.scored, **training)
+        self.training = TrainingConfig(batch=case.batch, scored=case.scored, optimiser=case.optimiser)
         self.run = Run(self.model, self.training, 0)
         self.windows, self.done = Windows(text(), case.config.context), 0
 
@@ -298,6 +299,11 @@ def tricks(seconds: float) -> list[dict[str, object]]:
         {"trick": trick, "case": name, **asdict(_without(owner, attribute, instead, CASES[name], seconds))}
         for trick, (owner, attribute, instead, names) in _WITHOUT.items()
         for name in names
+    ]
+    by_muon = {name: replace(CASES[name], optimiser="muon") for name in ("tiny, width 48", "tiny, width 64")}
+    rows += [
+        {"trick": "Muon", "case": name, **asdict(_without(speed.Muon, "step", torch.optim.Muon.step, case, seconds))}
+        for name, case in by_muon.items()
     ]
     rows += [{"trick": "look_up", "case": name, **asdict(_not_looked_up(CASES[name], seconds))} for name in MAIN[:2]]
     return [*rows, {"trick": "keep_freed_memory", "case": "transformer", **asdict(_memory_given_back(seconds))}]

@@ -434,7 +434,7 @@ def cost() -> Explorer:
 
     return Explorer(
         "cost",
-        "Where a transformer’s FLOPs go. Attention itself is dear only where the context is far longer than the width.",
+        "Where a transformer’s FLOPs go. Attention itself costs much only where windows are far longer than the width.",
         [
             *(
                 Control(name, [f"{size:,}" for size in sizes], start)

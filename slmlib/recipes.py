@@ -227,34 +227,63 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
                 break
             runs = max(seeds, _MORE_SEEDS.get((architecture, budget), 0))
             wanted += [experiment(architecture, point, budget, seed) for seed in each_seed(runs, 1)]
-    spared, asked = without_muon(found)
-    return list(dict.fromkeys([*wanted, *asked, *(run for of in spared.values() for run in of[:seeds])]))
+    wanted += [run for runs in lower(found).values() for run in runs]
+    for architecture in ALONE:
+        spared, asked = without_muon(architecture, found)
+        wanted += [*asked, *(run for of in spared.values() for run in of[:seeds])]
+    return list(dict.fromkeys(wanted))
 
 
-#: What a transformer for 10¹³ FLOPs costs with Muon's own products; MLPs that AdamW trains alone are given as much.
+#: Less than the lowest rate on Muon's ladder.
+LOWER = 0.002
+
+
+def lower(found: Found) -> dict[float, list[Experiment]]:
+    """The blocks of seed 0 at ``LOWER``, by budget, where validation chose the lowest rate on Muon's ladder.
+
+    At 10¹¹ FLOPs, where a search with ``LOWER`` on that ladder ends elsewhere, ``SEEDS`` seeds of its end come after.
+    """
+    there = {}
+    for budget, point, _ in search("blocks", found):
+        if point and point["muon_rate"] == _MUON[0]:
+            point = {**point, "muon_rate": LOWER}
+            end = [{**point, "weight_decay": 0.1}] if budget == 1e11 else []
+            there[budget] = [experiment("blocks", point, budget, 0)]
+            there[budget] += [experiment("blocks", p, budget, seed) for p in end for seed in range(SEEDS)]
+    return there
+
+
+#: What a transformer for 10¹³ FLOPs costs with Muon's own products; what AdamW trains alone is given as much.
 CHARGED = 1.6e13
+#: What is chosen anew by AdamW alone, the rate and then the size, and the largest budget at which it is.
+ALONE = {"mlp": (("rate", "hidden"), 1e13), "blocks": (("rate", "layers", "width"), 3e11)}
 
 
-def without_muon(found: Found) -> tuple[dict[float, list[Experiment]], list[Experiment]]:
-    """MLPs that AdamW trains alone, by budget, ``SEEDS`` seeds each as far as they are chosen; and the runs asked for.
+def without_muon(architecture: str, found: Found) -> tuple[dict[float, list[Experiment]], list[Experiment]]:
+    """What AdamW trains alone, by budget, ``SEEDS`` seeds each as far as it is chosen; and the runs asked for.
 
-    Rate and units are chosen by coordinate descent from the choice that may have Muon; at 10¹³ FLOPs the units alone,
-    by a step, from what was chosen at 3·10¹², and what is chosen there is trained for ``CHARGED`` instead.
+    Rate and size are chosen by coordinate descent from the choice that may have Muon; at 10¹³ FLOPs the size alone, by
+    a step, from what was chosen at 3·10¹², and what is chosen there is trained for ``CHARGED`` instead.
+
+    Args:
+        architecture: one of ``ALONE``.
+        found: the records that there are.
     """
     there: dict[float, list[Experiment]] = {}
     asked: list[Experiment] = []
     point: Point | None = None
-    for budget, settled, _ in search("mlp", found):
-        if settled is None:
+    names, largest = ALONE[architecture]
+    for budget, settled, _ in search(architecture, found):
+        if settled is None or budget > largest:
             break
-        late = _LATE.get(("mlp", budget))
-        ladders = {name: LADDERS["mlp"][name] for name in ("rate", "hidden") if late in (None, name)}
-        start = point if late else {**settled, "muon_rate": 0}
-        of = partial(experiment, "mlp", budget=budget, seed=0)
-        point = start and descend(of, ladders, start, found, asked, rounds=1, once=bool(late))
+        last = budget == 1e13
+        ladders = {name: LADDERS[architecture][name] for name in names[last:]}
+        start = point if last else {**settled, "muon_rate": 0}
+        of = partial(experiment, architecture, budget=budget, seed=0)
+        point = start and descend(of, ladders, start, found, asked, rounds=1, once=last)
         if point:
-            flops = CHARGED if late else budget
-            there[flops] = [experiment("mlp", point, flops, seed) for seed in range(SEEDS)]
+            flops = CHARGED if last else budget
+            there[flops] = [experiment(architecture, point, flops, seed) for seed in range(SEEDS)]
     return there, asked
 
 

@@ -89,11 +89,15 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert found["tuned"] < found["early"] < paper.run("Transformer").test_nll - 0.02, found
     spared, dear, conv = (
         [r.test_nll_whole for r in of]
-        for of in (evidence.adamw[recipes.CHARGED], evidence.today["blocks", 1e13], evidence.convolved["blocks", 1e13])
+        for of in (
+            evidence.adamw["mlp", recipes.CHARGED],
+            evidence.today["blocks", 1e13],
+            evidence.convolved["blocks", 1e13],
+        )
     )
     assert unpaired(spared, dear).sign == 0 < unpaired(spared, conv).low, found
     assert found["tuned_times"] > 100 and found["early_times"] > 1000, found
-    cheaper = evidence.cells["MLP T=4", 1e11].records, evidence.adamw[1e10]
+    cheaper = evidence.cells["MLP T=4", 1e11].records, evidence.adamw["mlp", 1e10]
     assert min(fmean(r.test_nll for r in of) for of in cheaper) > paper.run("Transformer").test_nll, cheaper
     for architecture, least, most in (("blocks", 9, 31), ("mlp", 26, 58)):
         took = [r.seconds["training"] / 60 for r in evidence.today[architecture, 1e13]]

@@ -18,7 +18,7 @@ from . import checkpoints
 from .checks import Checked, choice, explain, integer, token_ids
 from .corpora import Corpus
 from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
-from .speed import dropping_by, fast_matmul, keep_freed_memory, spare_muon_bfloat16
+from .speed import Muon, dropping_by, fast_matmul, keep_freed_memory
 from .windows import WHOLE, Evaluation, Windows, random_stream
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
@@ -175,7 +175,7 @@ class Run:
         if self.training.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         for optimiser in self.optimisers:
-            full = "muon_rate" if isinstance(optimiser, torch.optim.Muon) else "learning_rate"
+            full = "muon_rate" if isinstance(optimiser, Muon) else "learning_rate"
             for group in optimiser.param_groups:
                 group["lr"] = getattr(self.training, full) * self.training.rate(number)
             optimiser.step()
@@ -328,9 +328,7 @@ def _optimisers(model: nn.Module, training: TrainingConfig) -> list[torch.optim.
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
     tables, vectors = [p for p in others if p.dim() > 1], [p for p in others if p.dim() < 2]
     groups = [{"params": tables, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    if matrices:
-        spare_muon_bfloat16()
-    muon = [torch.optim.Muon(matrices, lr=training.muon_rate, weight_decay=decay)] if matrices else []
+    muon = [Muon(matrices, lr=training.muon_rate, weight_decay=decay)] if matrices else []
     return [torch.optim.AdamW([g for g in groups if g["params"]], **adam), *muon]
 
 

@@ -49,7 +49,7 @@ class Evidence:
     today: Mapping[tuple[str, float], list[Record]] = field(default_factory=dict)  # recipes.runs: of today's training
     gain: Found = field(default_factory=dict)  # of the changes that lead there
     shapes: Found = field(default_factory=dict)  # and of its depths, widths and contexts
-    adamw: Mapping[float, list[Record]] = field(default_factory=dict)  # MLPs without Muon: recipes.without_muon
+    adamw: Mapping[tuple[str, float], list[Record]] = field(default_factory=dict)  # recipes.without_muon
 
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Evidence":
@@ -59,7 +59,11 @@ class Evidence:
         }
         cells = frontier.cells(Store(folder / "frontier").found())
         found = Store(folder / "today").found()
-        adamw = {b: [found[e] for e in of if e in found] for b, of in recipes.without_muon(found)[0].items()}
+        adamw = {
+            (architecture, budget): [found[e] for e in of if e in found]
+            for architecture in recipes.ALONE
+            for budget, of in recipes.without_muon(architecture, found)[0].items()
+        }
         gain, shapes = (Store(folder / suite).found() for suite in ("gain", "shapes"))
         return cls(paper.records(Store(folder / "paper")), others, cells, recipes.runs(found), gain, shapes, adamw)
 
@@ -232,7 +236,7 @@ ASKS: dict[tuple[str, Reading], str] = {
     ("C1", "paper"): "Each nonlinear model of the main table has the lower test loss.",
     ("C1", "equal compute"): "The best nonlinear model is ahead of the best linear one at every budget.",
     ("C2", "paper"): "The paper's attention has the lower validation loss after its first epochs, one block and three; "
-    "by the way to count these cost less than its MLP or more.",
+    "depending on how FLOPs are counted, these cost less than its MLP, or more.",
     ("C2", "equal compute"): "The best attention model is ahead of the best MLP at this budget.",
     ("C2", "optimised"): "With today's training, without short convolutions, the transformer leads the best MLP "
     "at the largest budget of both.",
@@ -523,9 +527,9 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "convolved_lead": convolved_against_mlp(evidence)[dear].effect,
         "convolved_least": min(saved.values()),
         "convolved_most": max(saved.values()),
-        "early": fmean(r.test_nll for r in evidence.adamw[3e10]),
+        "early": fmean(r.test_nll for r in evidence.adamw["mlp", 3e10]),
         "early_times": fmean(r.flops["counted"] for r in trained) / 3e10,
-        "spared": fmean(r.test_nll_whole for r in evidence.adamw[recipes.CHARGED]),
+        "spared": fmean(r.test_nll_whole for r in evidence.adamw["mlp", recipes.CHARGED]),
         "today": fmean(r.test_nll_whole for r in evidence.today["blocks", dear]),
         "tuned": fmean(r.test_nll for r in cells["MLP T=4", 3e11].records),
         "tuned_times": fmean(r.flops["counted"] for r in trained) / 3e11,
