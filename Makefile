@@ -1,3 +1,4 @@
+## make setup      .venv and what the book needs in it
 ## make book       everything from nothing: set up .venv, run each chapter once, build _build/html
 ## make pdf        the book, printed: _build/small-language-models.pdf, by a Chromium
 ## make test       lint, unit tests, the book, the chapters as a reader runs them, the site in a browser

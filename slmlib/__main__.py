@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -43,7 +44,13 @@ from .screen import markdown, put_between
 from .training import Diverged
 from .windows import Evaluation, random_stream
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Small language models under compute constraints: corpora, runs, records, verdicts, models for a text.",
+)
 PLAIN = {"markup": False, "emoji": False}  # what is in brackets or between colons is text: a file's name, say
 _LOST = "A worker was lost, killed by the system perhaps, for want of memory"
 out, err = Console(**PLAIN), Console(stderr=True, **PLAIN)
@@ -59,6 +66,8 @@ StoreOption = Annotated[
 
 def _refuse(error: object) -> typer.Exit:
     """Say in red what is wrong; what to raise, from None."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        error = f"{error.filename}: {error.strerror}"
     err.print(error, style="red", soft_wrap=True, highlight=False)
     return typer.Exit(1)
 
@@ -67,6 +76,8 @@ def _refuse(error: object) -> typer.Exit:
 def _refusing(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # a reader who has seen enough: see main
+        raise
     except kinds as error:
         raise _refuse(error) from None
 
@@ -96,7 +107,9 @@ def run(
     device: Annotated[
         Device, typer.Option(help="Where to train; auto: a GPU if there is one here, on a cluster the CPU.")
     ] = Device.auto,
-    keep_checkpoints: Annotated[bool, typer.Option(help="For the same runs with more epochs to go on from.")] = False,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="For the same runs with more epochs to go on from.")
+    ] = False,
     store: Annotated[
         Path | None, typer.Option(file_okay=False, help="The folder of the records; default: the suite's.")
     ] = None,
@@ -185,11 +198,14 @@ def status(
     )
 
 
+_WORDS = ("reading", "verdict", "test")  # headings of columns that are no numbers
+
+
 def _table(rows: list[dict[str, str]]) -> None:
     """As wide as it needs to be: a narrow terminal wraps its lines, which is better than losing figures."""
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for i, heading in enumerate(rows[0]):
-        table.add_column(heading, no_wrap=True, justify="right" if i else "left")
+        table.add_column(heading, no_wrap=True, justify="right" if i and heading not in _WORDS else "left")
     for row in rows:
         table.add_row(*row.values())
     wide = Console(width=1_000, **PLAIN)
@@ -228,6 +244,11 @@ def verdicts_(
     if not rows:
         raise _refuse(f"{results} holds too few records for any verdict")
     _table(rows)
+    out.print(
+        "Effects are in nats per token, above zero where the claim is true. A verdict is of all tests of a reading "
+        "together (C2 at equal compute: of each budget); p is corrected over them, the intervals are not. Optimised: "
+        "trained otherwise than the paper trains."
+    )
 
 
 MARKS = "<!-- first screen: written by python -m slmlib scoreboard --readme -->\n", "<!-- end of first screen -->"
@@ -248,12 +269,14 @@ def scoreboard(
     if not template.is_file():
         raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a {template}")
     evidence = verdicts.Evidence.read(results)
+    if not all(evidence.paper.values()):
+        raise _refuse(f"{results} holds too few records for the first screen")
     corpus = load_corpus("tiny_shakespeare")
     counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus)[1])
     mixed = screen.mixtures(corpus)
     text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, mixed)
     if not readme:
-        print(text, end="")
+        print(text.replace("EMBLEM", "book/assets/emblem.svg"), end="")
         return
     for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
         put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
@@ -331,6 +354,9 @@ def best(
         return
     spec = row.pop("experiment")
     _table([{name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}])
+    out.print(
+        "Mean test NLL in nats a character: on the paper's windows, and on every eighth character of the whole split."
+    )
     print(json.dumps({part: spec[part] for part in ("model", "training")}, indent=1))
     if flops > 1.001 * recipes.BUDGETS[-1]:
         err.print(f"More than {recipes.BUDGETS[-1]:.0e} FLOPs no recorded run has had.", highlight=False)
@@ -338,21 +364,27 @@ def best(
 
 @app.command("try")
 def try_(
-    file: Annotated[Path, typer.Argument(dir_okay=False, help="A text file, UTF-8, of 2,000 characters or more.")],
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="A text file, UTF-8, of some 6,000 characters or more.")],
     minutes: Annotated[float | None, typer.Option(min=0.2, help="For all of it, about; 2 if nothing is said.")] = None,
-    flops: Annotated[float | None, typer.Option(min=0, help="Instead: for each network (MLP: 1e13 at most).")] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=0, help="Instead: for each network, from 1e10 to 3e13 (MLP: 1e13 at most).")
+    ] = None,
     unit: Annotated[Unit, typer.Option(help="What is predicted.")] = Unit.character,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = min(2, os.cpu_count() or 1),
     seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
     keep: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Where the best network goes; default: FILE's name, here.")
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Where the best network goes; default: FILE's name, here, with a number if that is taken.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The table as a list of JSON objects.")] = False,
 ):
     """Your own text: count it, train an MLP and a transformer on it within a budget, and keep the better one."""
     if minutes is not None and flops is not None:
         raise typer.BadParameter("give one of the two, minutes or FLOPs", param_hint="--flops")
-    keep = keep or Path(f"{file.stem}.safetensors")
+    keep = keep or _free(f"{file.stem}.safetensors")
     if not (keep.parent.is_dir() and os.access(keep.parent, os.W_OK)):  # said before minutes of training
         raise typer.BadParameter(f"there is no folder {keep.parent} that may be written to", param_hint="--keep")
     if keep.exists():  # perhaps the text itself
@@ -379,26 +411,38 @@ def try_(
         print(json.dumps(rows, indent=1))
     else:
         _table([_tried(row, unit.value) for row in rows])
+        print(f"What they write after the first {recipes.FIRST_SCORED} {unit.value}s of the test split:\n")
         for row in rows:
             if row["sample"]:
                 print(f"--- {row['model']}\n{_harmless(row['sample'])}\n")
     with _refusing(NotWritten):  # after the rows: where it fails, they were not made in vain
         tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
     write = f"python -m slmlib generate {shlex.quote(str(keep))} -n 200"
-    print(f"The best network is in {keep}. Let it write: {write}", file=sys.stderr if as_json else sys.stdout)
+    kept = f"The best network, by itself, is in {keep}. Let it write: {write}"
+    print(kept, file=sys.stderr if as_json else sys.stdout)
+
+
+def _free(name: str) -> Path:
+    """A path of that name here, or with the first number that no file has."""
+    path, n = Path(name), 1
+    while path.exists():
+        path, n = Path(name).with_stem(f"{Path(name).stem}-{n + 1}"), n + 1
+    return path
 
 
 def _harmless(text: str) -> str:
-    """A text as a terminal may show it: what would steer it is written out."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    """A text as a terminal may show it: what would steer it, or turn its direction, is written out."""
+    steers = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    kept = "\n\t\u200c\u200d"  # the last two join letters, or keep them apart
+    return "".join(c if c in kept or unicodedata.category(c) not in steers else repr(c)[1:-1] for c in text)
 
 
 def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
     nll = row["test_nll"]
-    name, value = ("bits a character", nll / log(2)) if unit == "character" else ("perplexity", exp(nll))
+    name, value = ("bits/char.", nll / log(2)) if unit == "character" else ("perplexity", exp(nll))
     return {
         "model": row["model"],
-        "test NLL": f"{nll:.3f}",
+        "NLL": f"{nll:.3f}",
         name: f"{value:.2f}",
         "seconds": f"{row['seconds']:.0f}",
         "FLOPs": f"{row['flops']:.1e}" if row["flops"] else "–",
@@ -410,7 +454,9 @@ def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
 @_refusing(OSError, ValueError)
 def generate(
     model: Annotated[Path, typer.Argument(dir_okay=False, help="A file that try has kept.")],
-    prompt: Annotated[str | None, typer.Option(help="What comes before; default: a line's end, if known.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What comes before, the longer the better; default: a line's end, if known.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=0, help="How many tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
@@ -420,8 +466,9 @@ def generate(
     if prompt is None:
         prompt = "\n" if "\n" in vocabulary.tokens else ""
     ids = vocabulary.encode(prompt)
+    pad = vocabulary.tokens.index("\n") if "\n" in vocabulary.tokens else 0
     cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
-    text = vocabulary.decode(models.generate(network, ids, n, temperature, draws, cache=cache))
+    text = vocabulary.decode(models.generate(network, ids, n, temperature, draws, pad, cache))
     print(_harmless(text) if sys.stdout.isatty() else text)
 
 

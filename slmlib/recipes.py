@@ -490,9 +490,15 @@ def best_within(
     found = published() if found is None else found
     there = [r for e, r in found.items() if isinstance(e.model, kind) and e.corpus == "tiny_shakespeare"]
     short = [r for r in there if passes(r.experiment, len(corpus.train)) <= PASSES]
+    if not short:
+        least = ceil(min(passes(r.experiment, 1) for r in there) / PASSES)
+        raise ValueError(
+            f"{corpus.name} has {len(corpus.train):,} {corpus.vocabulary.unit}s to train on, and the shortest "
+            f"{architecture} on record wants {least:,}: give a longer text, or FLOPs"
+        )
     fast = [r for r in short if r.seconds["training"] <= seconds]
     if not fast:
-        least = min((r.seconds["training"] for r in short), default=float("inf"))
+        least = min(r.seconds["training"] for r in short)
         text = f"{architecture} on {len(corpus.train):,} tokens"
         raise ValueError(f"seconds must be {least:.2g} at least for {text}, got {seconds:.2g}")
     best = min(fast, key=lambda r: min(r.valid))

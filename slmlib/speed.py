@@ -103,7 +103,8 @@ def bfloat16_products() -> bool:
 class Muon(torch.optim.Muon):
     """PyTorch's Muon (Jordan et al., 2024), with matrices of one shape stacked, and in float32 where that is faster.
 
-    PyTorch's takes one matrix after the other, in bfloat16 even where a CPU has no products for it.
+    PyTorch's takes one matrix after the other, in bfloat16 even where a CPU has no products for it: with AVX2 alone a
+    step of two tiny transformers then takes 2.3 times as long (2.2 to 2.4) and 3.1 times (2.9 to 3.2).
     """
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float):

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from . import mixing, recipes
 from .checkpoints import load_tensors, save_tensors
 from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
-from .experiments import Experiment, Record, process_pool, trained
+from .experiments import Experiment, LaterVersion, Record, process_pool, trained
 from .models import Transformer, build, generate, n_parameters
 from .ngrams import of_orders
 from .speed import fast_matmul, one_thread
@@ -30,6 +30,7 @@ from .windows import random_stream
 
 #: Which orders of counting are tried, by unit.
 ORDERS = {"character": range(1, 10), "word": range(1, 6)}
+FEW_STEPS = 100  # of training, below which a network is said to have had too little time
 _NETWORKS = {"mlp": "MLP", "blocks": "transformer"}
 _SPLITS = ("train", "valid", "test")
 _ABOUT = ("experiment", "unit", "vocabulary")  # the texts beside a kept model's weights
@@ -41,7 +42,7 @@ class Row:
 
     model: str
     test_nll: float  # nats per token of the test split, from token 128 on
-    seconds: float  # of choosing and training, validation included
+    seconds: float  # of choosing and training, validation included, of all that is mixed
     flops: float  # of training's matrix products; counting has none
     parameters: int  # of counting, the n-grams remembered
     sample: str  # what it writes after the test split's first tokens
@@ -100,6 +101,9 @@ def attempt(
         # is asked for first, since its bounds are the budget's.
         most = {"blocks": budget, "mlp": recipes.LARGEST["mlp"]}
         plans = {name: recipes.best_under(min(budget, m), corpus, name, seed=seed) for name, m in most.items()}
+    else:
+        for name in _NETWORKS:
+            recipes.best_within(inf, corpus, name)  # refuses a text that is too short before anything is counted
     prompt = corpus.test[: recipes.FIRST_SCORED]
     looks = recipes.on_all_of(TrainingConfig(eval_from=recipes.FIRST_SCORED), corpus)
     valid, test = looks.validation, looks.test
@@ -114,7 +118,7 @@ def attempt(
     counting = min((counts[n] for n in ORDERS[unit]), key=lambda model: valid.mean(model.nll(corpus.valid)))
     nll, chosen = test.mean(counting.nll(corpus.test)), time.perf_counter() - began
     rows = [Row(f"counting, order {counting.order}", nll, chosen, 0.0, sum(counting.sizes), sample(counting.generate))]
-    some = [counts[n] for n in mixing.ORDERS[unit]]
+    some = [counts[n] for n in sorted({*mixing.ORDERS[unit], counting.order})]
     counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED, some)
     counted = {split: counted[split] for split in ("valid", "test")}
     nll, size = mixing.together([], counted)["test"].mean().item(), counted["test"].size
@@ -123,7 +127,11 @@ def attempt(
         # What is left, less what is not training: a second start of Python, the test, the samples.
         spent, turns = time.perf_counter() - began + 5, len(_NETWORKS) / workers
         if budget < spent + 2 * turns:
-            raise ValueError(f"seconds must be {ceil(spent + 2 * turns)} at least for this text here, got {seconds!r}")
+            least = ceil(spent + 2 * turns)
+            raise ValueError(
+                f"seconds must be {least} at least for this text here, or minutes {least / 60:.1f}, got {seconds!r} "
+                f"seconds; {' and '.join(f'{row.model} scores {row.test_nll:.3f} nats' for row in rows)}"
+            )
         budget = (budget - spent) * 0.92 / turns
         say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")
     plain = replace(corpus, **{split: getattr(corpus, split).numpy() for split in _SPLITS})
@@ -147,11 +155,19 @@ def attempt(
         rows.append(
             Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
         )
+    for name, of in found.items():
+        seen, tokens = of.record.experiment, len(corpus.train)
+        steps = seen.training.epochs * seen.training.steps_per_epoch
+        if steps < FEW_STEPS:
+            say(f"the {_NETWORKS[name]} was trained for {steps} steps only: give more minutes, or FLOPs")
+        if (often := recipes.passes(seen, tokens)) > 1.001 * recipes.PASSES:
+            say(f"the {_NETWORKS[name]} passed over the text {often:.0f} times, perhaps too often: give fewer FLOPs")
     best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
     network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
     mixed = mixing.together([network], counted)["test"].mean().item()
     better = next(r for r in rows if r.model == _NETWORKS[best])
-    took, remembered = better.seconds + time.perf_counter() - began, size + better.parameters
+    took = rows[1].seconds + better.seconds + time.perf_counter() - began
+    remembered = size + better.parameters
     rows.append(Row(f"{better.model} and counting", mixed, took, better.flops, remembered, ""))
     return Tried(rows, networks[best], found[best].record.experiment)
 
@@ -220,6 +236,8 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         vocabulary = Vocabulary(tuple(json.loads(about["vocabulary"])), about["unit"])
         model = build(Experiment.from_spec(json.loads(about["experiment"])).model, len(vocabulary))
         model.load_state_dict(tensors)
+    except LaterVersion as error:
+        raise ValueError(f"{plain(path)}: {error}, or put its kind of model into slmlib.models.KINDS") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"no model at {plain(path)}: python -m slmlib try writes one") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:

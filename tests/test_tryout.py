@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,13 +100,28 @@ def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypat
     assert run.training.windows_per_epoch == run.training.batch
 
 
+def test_a_text_is_refused_before_counting_where_no_network_is_short_enough_for_it(tried):
+    with pytest.raises(ValueError, match=r"has 2,000 characters to train on, and the shortest mlp on record wants \d,"):
+        tryout.attempt(tried[0].head(train=2_000), seconds=60, say=lambda text: pytest.fail(text))
+
+
+def test_too_few_steps_and_too_many_passes_are_said(file, monkeypatch):
+    said = []
+    monkeypatch.setattr(tryout, "FEW_STEPS", 10**6)
+    monkeypatch.setattr(recipes, "PASSES", 0.01)
+    tryout.attempt(read_corpus(file).head(train=4_000), flops=1e10, workers=1, say=said.append)
+    assert sum("steps only" in text for text in said) == 2 and sum("times" in text for text in said) == 2
+
+
 def test_one_budget_is_asked_for(tried):
     for budgets in ({}, {"seconds": 1.0, "flops": 1e10}):
         with pytest.raises(ValueError, match="give seconds or flops, one of the two"):
             tryout.attempt(tried[0], **budgets)
     with pytest.raises(ValueError, match="flops must be a positive number"):
         tryout.attempt(tried[0], flops=-1.0)
-    with pytest.raises(ValueError, match=r"seconds must be \d+ at least for this text here, got 3"):
+    with pytest.raises(
+        ValueError, match=r"seconds must be \d+ at least for this text here, or minutes 0\.\d.*mixed scores \d"
+    ):
         tryout.attempt(tried[0], seconds=3)
 
 
@@ -146,7 +162,10 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     (_, seconds, flops, workers, seed, _) = at_once[0]
     assert (seconds, flops, workers, seed) == (180.0, None, 1, 0)
     rows = json.loads(result.stdout)
-    assert "The best network is in cats.safetensors" in result.stderr
+    assert "The best network, by itself, is in cats.safetensors" in result.stderr
+    first = Path("cats.safetensors").read_bytes()
+    assert "is in cats-2.safetensors" in command("try", file, "--json").stderr
+    assert Path("cats.safetensors").read_bytes() == first
     assert [set(row) for row in rows] == [{"model", "test_nll", "seconds", "flops", "parameters", "sample"}] * 5
     written = command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout
     assert written.startswith("the cat") and len(written) == len("the cat") + 30 + 1
@@ -156,11 +175,12 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
 
 
 def test_what_would_steer_a_terminal_is_written_out():
-    assert _harmless("a\x1b[31m\tb\n\x00é") == "a\\x1b[31m\tb\n\\x00é"
+    assert _harmless("a\x1b[31m\tb\n\x00é\u202e") == "a\\x1b[31m\tb\n\\x00é\\u202e"
+    assert _harmless("fermé\xa0; \u3000 👩\u200d🚀") == "fermé\xa0; \u3000 👩\u200d🚀"
 
 
 def test_a_table_for_people_names_bits_or_perplexity(file, tmp_path, at_once):
-    for unit, column in (("character", "bits a character"), ("word", "perplexity")):
+    for unit, column in (("character", "bits/char."), ("word", "perplexity")):
         keep = tmp_path / f"{unit}.safetensors"
         result = command("try", file, "--flops", "1e10", "--unit", unit, "--workers", "1", "--keep", keep)
         assert result.exit_code == 0 and keep.exists(), result.stderr
