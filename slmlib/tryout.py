@@ -102,8 +102,9 @@ def attempt(
         most = {"blocks": budget, "mlp": recipes.LARGEST["mlp"]}
         plans = {name: recipes.best_under(min(budget, m), corpus, name, seed=seed) for name, m in most.items()}
     else:
+        records = recipes.published()
         for name in _NETWORKS:
-            recipes.best_within(inf, corpus, name)  # refuses a text that is too short before anything is counted
+            recipes.best_within(inf, corpus, name, records)  # refuses a text that is too short before it is counted
     prompt = corpus.test[: recipes.FIRST_SCORED]
     looks = recipes.on_all_of(TrainingConfig(eval_from=recipes.FIRST_SCORED), corpus)
     valid, test = looks.validation, looks.test
