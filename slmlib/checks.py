@@ -20,7 +20,10 @@ from torch import Tensor
 
 def short(value: Any) -> str:
     """A value as an error quotes it: on one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of an object that was never finished, say
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 500 else f"{text[:499]}…"
 
 
