@@ -130,7 +130,7 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(M: Tensor, coefficients: tuple[float, float, float], rounds: int) -> Tensor:
-    """Matrices (n, rows, columns), none taller than wide, with singular values near one (Newton and Schulz)."""
+    """Matrices (n, rows, columns), none taller than wide, with singular values near one (Jordan et al., 2024)."""
     a, b, c = coefficients
     wide = M.device.type == "cpu" and not bfloat16_products()
 
