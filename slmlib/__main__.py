@@ -26,7 +26,7 @@ from rich.table import Table
 from . import models, paper, recipes, studies, tryout, verdicts
 from .checkpoints import NotWritten, write_whole
 from .cluster import Cluster, ClusterBroken
-from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus
+from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus, read_ids
 from .experiments import (
     BENCHMARKS,
     RESULTS,
@@ -41,7 +41,7 @@ from .experiments import (
 )
 from .models import Transformer
 from .screen import markdown, put_between
-from .training import Diverged
+from .training import Diverged, token_nll
 from .windows import Evaluation, random_stream
 
 app = typer.Typer(
@@ -376,12 +376,15 @@ def try_(
         Path | None,
         typer.Option(
             dir_okay=False,
-            help="Where the best network goes; default: FILE's name, here, with a number if that is taken.",
+            help="Where the mixture goes; default: FILE's name, here, with a number if that is taken.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The table as a list of JSON objects.")] = False,
 ):
-    """Your own text: count it, train an MLP and a transformer on it within a budget, and keep the better one."""
+    """Your own text: count it, train an MLP and a transformer within a budget, and mix the better one with the counts.
+
+    The mixture is kept, and in the same file your text, of which the counts are made anew.
+    """
     if minutes is not None and flops is not None:
         raise typer.BadParameter("give one of the two, minutes or FLOPs", param_hint="--flops")
     keep = keep or _free(f"{file.stem}.safetensors")
@@ -416,10 +419,13 @@ def try_(
             if row["sample"]:
                 print(f"--- {row['model']}\n{_harmless(row['sample'])}\n")
     with _refusing(NotWritten):  # after the rows: where it fails, they were not made in vain
-        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary)
-    write = f"python -m slmlib generate {shlex.quote(str(keep))} -n 200"
-    kept = f"The best network, by itself, is in {keep}. Let it write: {write}"
-    print(kept, file=sys.stderr if as_json else sys.stdout)
+        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary, found.mixture)
+    kept, command = shlex.quote(str(keep)), "python -m slmlib"
+    say = (
+        f"{found.rows[-1].model} are in {keep}, together with the text that was counted. Let them write:\n"
+        f"  {command} generate {kept} -n 200\nand score another text:\n  {command} score {kept} TEXT"
+    )
+    print(say, file=sys.stderr if as_json else sys.stdout)
 
 
 def _free(name: str) -> Path:
@@ -437,13 +443,16 @@ def _harmless(text: str) -> str:
     return "".join(c if c in kept or unicodedata.category(c) not in steers else repr(c)[1:-1] for c in text)
 
 
-def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
-    nll = row["test_nll"]
+def _usual(nll: float, unit: str) -> dict[str, str]:
+    """An NLL, and what it is in the measure that is usual for the unit."""
     name, value = ("bits/char.", nll / log(2)) if unit == "character" else ("perplexity", exp(nll))
+    return {"NLL": f"{nll:.3f}", name: f"{value:.2f}"}
+
+
+def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
     return {
         "model": row["model"],
-        "NLL": f"{nll:.3f}",
-        name: f"{value:.2f}",
+        **_usual(row["test_nll"], unit),
         "seconds": f"{row['seconds']:.0f}",
         "FLOPs": f"{row['flops']:.1e}" if row["flops"] else "–",
         "parameters": f"{row['parameters']:,}",
@@ -460,16 +469,42 @@ def generate(
     n: Annotated[int, typer.Option("-n", min=0, help="How many tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    alone: Annotated[bool, typer.Option("--network", help="The network by itself, without the counts.")] = False,
 ):
     """Let a kept model go on from a prompt."""
-    network, vocabulary = tryout.load(model)
+    network, vocabulary, mixture = tryout.load(model)
     if prompt is None:
         prompt = "\n" if "\n" in vocabulary.tokens else ""
     ids = vocabulary.encode(prompt)
     pad = vocabulary.tokens.index("\n") if "\n" in vocabulary.tokens else 0
     cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
-    text = vocabulary.decode(models.generate(network, ids, n, temperature, draws, pad, cache))
+    writes = network if alone or mixture is None else mixture
+    text = vocabulary.decode(models.generate(writes, ids, n, temperature, draws, pad, cache))
     print(_harmless(text) if sys.stdout.isatty() else text)
+
+
+@app.command()
+@_refusing(OSError, ValueError)
+def score(
+    model: Annotated[Path, typer.Argument(dir_okay=False, help="A file that try has kept.")],
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="The text, UTF-8.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As a list of JSON objects.")] = False,
+):
+    """How well a kept model predicts a text, over every token that has as many before it as the network sees."""
+    network, vocabulary, mixture = tryout.load(model)
+    ids, unknown = read_ids(file, vocabulary)
+    unit, context = vocabulary.unit, network.config.context
+    if len(ids) <= context:
+        raise ValueError(f"{file} holds {len(ids)} {unit}s, and the network sees {context}: give a longer text")
+    parts = [token_nll(network, ids)] if mixture is None else mixture.nll(ids)
+    names = "network", "network and counting"
+    rows = [{"model": name, "nll": nll.mean().item()} for name, nll in zip(names, parts, strict=False)]
+    about = {"tokens": len(parts[0]), "unknown": unknown}
+    if as_json:
+        print(json.dumps([row | about for row in rows], indent=1))
+        return
+    _table([{"model": row["model"], **_usual(row["nll"], unit)} for row in rows])
+    out.print(f"Over {about['tokens']:,} {unit}s{f', {unknown:,} unknown' * bool(unknown)}.", highlight=False)
 
 
 def main(command: Callable[[], object] = app) -> None:

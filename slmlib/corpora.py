@@ -349,19 +349,8 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
         OSError: if the file cannot be read.
     """
     path, unit = Path(path), choice("unit", unit, ("character", "word"))
-    named = plain(path)
-    try:
-        data = path.read_bytes()
-    except ValueError:  # a zero byte in its name
-        raise ValueError(f"path must be the name of a file, got {short(str(path))}") from None
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        what = next((what for begins, what in _NOT_TEXT.items() if data.startswith(begins)), None)
-        what = what or f"not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}): save it as UTF-8"
-        raise ValueError(f"{named} is {what}, or give a text file") from None
-    if "\0" in text:
-        raise ValueError(f"{named} is a binary file (a zero byte at position {data.index(0)}): give a text file")
+    named, data = plain(path), _bytes(path)
+    text = _text(path, data)
     tokens = list(text) if unit == "character" else text.split()
     if len(tokens) < LEAST_TOKENS:
         raise ValueError(
@@ -381,6 +370,46 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     ids = (torch.tensor([number[t if t in known else sign] for t in split]) for split in splits.values())
     stem = re.sub(r"[^\w-]+", "-", path.stem)[:60].strip("-") or "text"
     return Corpus(f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}", *ids, vocabulary, unknown=unknown)
+
+
+def read_ids(path: str | os.PathLike, vocabulary: Vocabulary) -> tuple[Tensor, int]:
+    """A text file, read as ``read_corpus`` reads it, as 1-D ids of a vocabulary, and how many tokens that lacks.
+
+    Those are read as U+FFFD or ``<unk>``.
+
+    Raises:
+        ValueError: if the file is binary or not UTF-8, or has a token that the vocabulary lacks along with that sign.
+        OSError: if the file cannot be read.
+    """
+    path, sign = Path(path), UNKNOWN[vocabulary.unit]
+    text, known = _text(path, _bytes(path)), vocabulary._ids
+    tokens = list(text) if vocabulary.unit == "character" else text.split()
+    read = [t if t in known or sign not in known else sign for t in tokens]
+    try:
+        ids = vocabulary.encode(("" if vocabulary.unit == "character" else " ").join(read))
+    except ValueError as error:
+        raise ValueError(f"{plain(path)}: {error}; leave it out of the text") from None
+    return ids, sum(a != b for a, b in zip(tokens, read, strict=True))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except ValueError:  # a zero byte in its name
+        raise ValueError(f"path must be the name of a file, got {short(str(path))}") from None
+
+
+def _text(path: Path, data: bytes) -> str:
+    """What a file's bytes say, with line feeds as line ends."""
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        what = next((what for begins, what in _NOT_TEXT.items() if data.startswith(begins)), None)
+        what = what or f"not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}): save it as UTF-8"
+        raise ValueError(f"{plain(path)} is {what}, or give a text file") from None
+    if "\0" in text:
+        raise ValueError(f"{plain(path)} is a binary file (a zero byte at position {data.index(0)}): give a text file")
+    return text
 
 
 explain(globals())

@@ -372,7 +372,7 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
     corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
     kept = RESULTS / "weights" / studies.file_of("transformer")
     if model is None and corpus.name == "tiny_shakespeare" and kept.exists():
-        model = tryout.load(kept)[0]
+        model = tryout.load(kept).network
     elif model is None:
         model = trained(recipes.small("blocks", corpus), corpus, progress=False)[0]
     n = min(48, model.config.context)
@@ -590,9 +590,9 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
 
 def _published(folder: Path) -> tuple[dict[str, nn.Module], KneserNey, Vocabulary]:
     loaded = {name: tryout.load(folder / studies.file_of(name)) for name in studies.PUBLISHED}
-    vocabulary = next(iter(loaded.values()))[1]
+    vocabulary = next(iter(loaded.values())).vocabulary
     counts = KneserNey(5, len(vocabulary)).fit(load_corpus("tiny_shakespeare").train)
-    return {name: model for name, (model, _) in loaded.items()}, counts, vocabulary
+    return {name: kept.network for name, kept in loaded.items()}, counts, vocabulary
 
 
 def packed(folder: Path = RESULTS / "weights") -> str:

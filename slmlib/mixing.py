@@ -8,13 +8,14 @@ from math import log
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import explain
 from .corpora import Corpus
 from .ngrams import KneserNey, of_orders
-from .training import TrainingConfig
+from .training import TrainingConfig, token_nll
+from .windows import WHOLE, Evaluation
 
 #: Which orders of counting are mixed, by unit of text.
 ORDERS = {"character": (3, 5, 7, 9), "word": (1, 2, 3, 5)}
@@ -57,6 +58,13 @@ class Gate:
 
         optimiser.step(loss)
 
+    @classmethod
+    def of(cls, weights: Tensor) -> "Gate":
+        """The gate whose W, (F, M), is known."""
+        gate = cls.__new__(cls)
+        gate.weights = weights.double()
+        return gate
+
     def __call__(self, features: Tensor) -> Tensor:
         """The weight of each model, (N, M), summing to 1 over models."""
         return (features.double() @ self.weights).softmax(1)
@@ -94,14 +102,22 @@ def counted(
         "valid": (corpus.valid, [training.validation]),
         "test": (corpus.test, [training.test, training.whole_test]),
     }
-    there, highest = {}, max(models, key=lambda model: model.order)
+    there = {}
     for split, (ids, looks) in splits.items():
-        seen = highest.seen(ids)
-        longest = F.one_hot((seen > 0).sum(1) - 1, seen.size(1))
-        of = torch.cat((longest, seen.log1p() / 3), 1), torch.stack([model.nll(ids) for model in models], 1)
+        of = _features(models, ids), torch.stack([model.nll(ids) for model in models], 1)
         for name, look in zip((split, "whole"), looks, strict=False):
-            there[name] = Counted(*(look.of(values, context) for values in of), sum(highest.sizes))
+            there[name] = Counted(*(look.of(values, context) for values in of), sum(_highest(models).sizes))
     return there
+
+
+def _highest(models: Sequence[KneserNey]) -> KneserNey:
+    return max(models, key=lambda model: model.order)
+
+
+def _features(models: Sequence[KneserNey], ids: Tensor) -> Tensor:
+    """x of the history of each token, (N, F)."""
+    seen = _highest(models).seen(ids)
+    return torch.cat((F.one_hot((seen > 0).sum(1) - 1, seen.size(1)), seen.log1p() / 3), 1)
 
 
 def averaged(networks: Sequence[Losses]) -> dict[str, Tensor]:
@@ -124,6 +140,38 @@ def together(networks: Sequence[Losses], counting: Mapping[str, Counted], by_his
     x = {name: of.features if by_history else torch.ones(len(of.features), 1) for name, of in counting.items()}
     gate = Gate(x["valid"], nll["valid"])
     return {name: gate.nll(x[name], of) for name, of in nll.items()}
+
+
+class Mixture:
+    """A network, counts of several orders, and the gate over them; ``generate`` samples it as it does a network.
+
+    Args:
+        network: whose NLL was the first column that the gate learnt from.
+        counts: those of the other columns, in their order.
+        gate: over all of them.
+        text: 1-D ids that the counts are of, kept for whoever writes the mixture to a file.
+    """
+
+    def __init__(self, network: nn.Module, counts: Sequence[KneserNey], gate: Gate, text: Tensor):
+        self.network, self.counts, self.gate, self.text = network, list(counts), gate, text
+
+    def next_token(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """log p of every token after 1-D ``ids``, (V,) float64, of the network's ``logits`` there, (V,)."""
+        # The features of a token are of what stands before it: any token will do.
+        x = _features(self.counts, torch.cat((ids, ids.new_zeros(1)))[-_highest(self.counts).order :])[-1:]
+        logp = [logits.double().log_softmax(0), *(model.next_token(ids).log() for model in self.counts)]
+        return torch.logsumexp(self.gate(x).log().T + torch.stack(logp), 0)
+
+    def nll(self, ids: Tensor, evaluation: Evaluation = WHOLE) -> tuple[Tensor, Tensor]:
+        """NLL of each scored token of 1-D ``ids``, (N,), in nats: the network's own, and the mixture's.
+
+        Raises:
+            ValueError: as ``training.token_nll`` does.
+        """
+        T = self.network.config.context
+        alone = token_nll(self.network, ids, evaluation)
+        parts = [alone, *(evaluation.of(model.nll(ids), T) for model in self.counts)]
+        return alone, self.gate.nll(evaluation.of(_features(self.counts, ids), T), torch.stack(parts, 1))
 
 
 explain(globals())

@@ -486,7 +486,8 @@ def generate(
     kept, so that a step works one token. That is for transformers trained at every position, which know short windows.
 
     Args:
-        model: any module of this file; it is sampled in evaluation mode and left in the mode it was in.
+        model: any module of this file, sampled in evaluation mode and left in the mode it was in; or the mixture of one
+            with counts (``mixing.Mixture``), which see no padding.
         prompt: 1-D ids, of any length, empty included.
         n: how many tokens to add.
         cache: as above; a transformer only.
@@ -501,6 +502,7 @@ def generate(
             n; for a temperature that is negative or infinite; for a cache with another model; or if the logits are not
             finite.
     """
+    model, mixture = getattr(model, "network", model), model
     vocab_size, n = model.embed.num_embeddings, integer("n", n, 0)
     temperature = number("temperature", temperature, positive=True, zero=True)
     context, device = model.config.context, next(model.parameters()).device
@@ -514,6 +516,8 @@ def generate(
     with evaluating(model):
         for _ in range(n):
             logits = see(ids.to(device))[0].float().cpu()  # (V,)
+            if mixture is not model:
+                logits = mixture.next_token(logits, ids[context:])
             if not logits.isfinite().all():
                 raise ValueError("the model's logits are NaN or infinite: its weights are, or have become too large")
             likeliest = logits.topk(vocab_size)  # sorted: the first is the greedy choice

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
@@ -34,6 +35,7 @@ FEW_STEPS = 100  # of training, below which a network is said to have had too li
 _NETWORKS = {"mlp": "MLP", "blocks": "transformer"}
 _SPLITS = ("train", "valid", "test")
 _ABOUT = ("experiment", "unit", "vocabulary")  # the texts beside a kept model's weights
+_MIXTURE = ("mixture.text", "mixture.orders", "mixture.gate")  # and the tensors, if it was mixed with counts
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,20 @@ class Row:
 
 
 class Tried(NamedTuple):
-    """All rows, the network with the lowest validation loss, and the experiment that made it."""
+    """All rows, the network with the lowest validation loss, the experiment that made it, and it mixed with counts."""
 
     rows: list[Row]
     network: nn.Module
     experiment: Experiment
+    mixture: mixing.Mixture
+
+
+class Kept(NamedTuple):
+    """What a file holds: a network, its vocabulary, and the mixture with counts, if there is one."""
+
+    network: nn.Module
+    vocabulary: Vocabulary
+    mixture: mixing.Mixture | None
 
 
 class _Network(NamedTuple):
@@ -110,7 +121,8 @@ def attempt(
     valid, test = looks.validation, looks.test
 
     def sample(write: Callable[..., Tensor]) -> str:
-        ids = write(prompt, 200 if corpus.vocabulary.unit == "character" else 40, random_stream(seed, "text"))
+        n = 200 if corpus.vocabulary.unit == "character" else 40
+        ids = write(prompt=prompt, n=n, generator=random_stream(seed, "text"))
         return corpus.vocabulary.decode(ids[len(prompt) :])
 
     say(f"counting {len(corpus.train):,} {corpus.vocabulary.unit}s")
@@ -148,11 +160,7 @@ def attempt(
     for name, of in found.items():
         model = networks[name] = build(of.record.experiment.model, len(corpus.vocabulary)).eval()
         model.load_state_dict({key: torch.from_numpy(value) for key, value in of.weights.items()})
-
-        def write(prompt: Tensor, n: int, generator: torch.Generator, model: nn.Module = model) -> Tensor:
-            return generate(model, prompt, n, generator=generator, cache=isinstance(model, Transformer))
-
-        nll = float(of.test.mean())
+        write, nll = partial(generate, model, cache=isinstance(model, Transformer)), float(of.test.mean())
         rows.append(
             Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
         )
@@ -164,13 +172,19 @@ def attempt(
         if (often := recipes.passes(seen, tokens)) > 1.001 * recipes.PASSES:
             say(f"the {_NETWORKS[name]} passed over the text {often:.0f} times, perhaps too often: give fewer FLOPs")
     best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
-    network = {"valid": torch.from_numpy(found[best].valid), "test": torch.from_numpy(found[best].test)}
-    mixed = mixing.together([network], counted)["test"].mean().item()
+    both = {
+        split: torch.cat((torch.from_numpy(getattr(found[best], split))[:, None], of.nll), 1)
+        for split, of in counted.items()
+    }
+    gate = mixing.Gate(counted["valid"].features, both["valid"])
+    mixture = mixing.Mixture(networks[best], some, gate, corpus.train)
+    nll = gate.nll(counted["test"].features, both["test"]).mean().item()
     better = next(r for r in rows if r.model == _NETWORKS[best])
     took = rows[1].seconds + better.seconds + time.perf_counter() - began
     remembered = size + better.parameters
-    rows.append(Row(f"{better.model} and counting", mixed, took, better.flops, remembered, ""))
-    return Tried(rows, networks[best], found[best].record.experiment)
+    write = partial(generate, mixture, cache=isinstance(mixture.network, Transformer))
+    rows.append(Row(f"{better.model} and counting", nll, took, better.flops, remembered, sample(write)))
+    return Tried(rows, networks[best], found[best].record.experiment, mixture)
 
 
 def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:
@@ -215,18 +229,31 @@ def _expected(experiment: Experiment, corpus: Corpus) -> float:
     return training.epochs * (training.steps_per_epoch * step + 8 * (time.perf_counter() - began))
 
 
-def keep(path: str | os.PathLike, model: nn.Module, experiment: Experiment, vocabulary: Vocabulary) -> None:
+def keep(
+    path: str | os.PathLike,
+    model: nn.Module,
+    experiment: Experiment,
+    vocabulary: Vocabulary,
+    mixture: mixing.Mixture | None = None,
+) -> None:
     """Write a trained model with its experiment and its vocabulary, as safetensors.
+
+    Of a mixture with it go along the gate, the orders of the counts, and the text that they are of.
 
     Raises:
         NotWritten: if the file system refuses.
     """
     about = json.dumps(experiment.spec()), vocabulary.unit, json.dumps(vocabulary.tokens)
-    save_tensors(Path(path), model.state_dict(), dict(zip(_ABOUT, about, strict=True)))
+    tensors = dict(model.state_dict())
+    if mixture is not None:
+        orders = torch.tensor([of.order for of in mixture.counts])
+        text = mixture.text.to(torch.int16 if len(vocabulary) <= 2**15 else torch.int32)
+        tensors |= dict(zip(_MIXTURE, (text, orders, mixture.gate.weights), strict=True))
+    save_tensors(Path(path), tensors, dict(zip(_ABOUT, about, strict=True)))
 
 
-def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
-    """A model that ``keep`` wrote, in evaluation mode, and its vocabulary.
+def load(path: str | os.PathLike) -> Kept:
+    """What ``keep`` wrote, the network in evaluation mode; the counts are made anew, in a second or so.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -236,7 +263,12 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         tensors, about = load_tensors(path, _ABOUT)
         vocabulary = Vocabulary(tuple(json.loads(about["vocabulary"])), about["unit"])
         model = build(Experiment.from_spec(json.loads(about["experiment"])).model, len(vocabulary))
+        text, orders, weights = (tensors.pop(name, None) for name in _MIXTURE)
         model.load_state_dict(tensors)
+        mixture = None
+        if text is not None:
+            counts = of_orders(orders.tolist(), len(vocabulary), text.long()).values()
+            mixture = mixing.Mixture(model.eval(), list(counts), mixing.Gate.of(weights), text)
     except LaterVersion as error:
         raise ValueError(f"{plain(path)}: {error}, or put its kind of model into slmlib.models.KINDS") from None
     except FileNotFoundError:
@@ -245,7 +277,7 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, Vocabulary]:
         what = " ".join(str(error).split())[:200]
         made = "python -m slmlib try writes another"
         raise ValueError(f"{plain(path)} is no model that this package wrote, or damaged ({what}): {made}") from error
-    return model.eval(), vocabulary
+    return Kept(model.eval(), vocabulary, mixture)
 
 
 explain(globals())

@@ -155,6 +155,6 @@ def test_weights_are_trained_once_and_can_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(main.studies, "published", lambda: made_up)
     result = CliRunner().invoke(main.app, ["weights", "--folder", str(tmp_path / "w")])
     assert result.exit_code == 0 and "one-block.safetensors" in result.output
-    model, vocabulary = tryout.load(tmp_path / "w/one-block.safetensors")
+    model, vocabulary, _ = tryout.load(tmp_path / "w/one-block.safetensors")
     assert vocabulary == corpus.vocabulary and model.config == MLPConfig(4, 4, 8)
     assert CliRunner().invoke(main.app, ["weights", "--folder", str(tmp_path / "w")]).output == ""

@@ -187,7 +187,7 @@ def test_what_is_packed_for_the_page_is_what_there_is(published, corpus, monkeyp
     counts, *networks = header["models"]
     assert [n["name"] for n in networks] == list(studies.PUBLISHED)
     for network in networks:
-        model, _ = tryout.load(published / f"{network['name'].replace(' ', '-')}.safetensors")
+        model = tryout.load(published / f"{network['name'].replace(' ', '-')}.safetensors").network
         for key, (at, n) in network["tensors"].items():
             kept = torch.frombuffer(bytearray(rest[at : at + 2 * n]), dtype=torch.float16)
             assert (kept.float() == model.state_dict()[key].flatten()).all()

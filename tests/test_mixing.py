@@ -96,6 +96,22 @@ def test_without_regard_to_the_history_all_weights_are_the_same(corpus, by_histo
     assert bool(weight.std() < 1e-6) is not by_history and 0 < weight.mean() < 1
 
 
+def test_a_mixture_predicts_what_its_parts_and_their_weights_say(corpus):
+    """Token by token, as it generates, against all at once, as it scores."""
+    V, counts = len(corpus.vocabulary), orders(corpus, 1, 4)
+    network = build(MLPConfig(3, 4, 8), V, seed=0).eval()
+    gate = mixing.Gate.of(torch.randn(8, 3, generator=random_stream(0, "text")))
+    mixture, ids = mixing.Mixture(network, counts, gate, corpus.train), corpus.test[:40]
+    alone, nll = mixture.nll(ids)
+    with torch.no_grad():
+        logp = [mixture.next_token(network(ids[i - 3 : i][None])[0], ids[:i]) for i in range(3, 40)]
+    torch.testing.assert_close(nll, torch.stack([-p[y] for p, y in zip(logp, ids[3:], strict=True)]))
+    torch.testing.assert_close(torch.stack(logp).exp().sum(1), torch.ones(37, dtype=torch.float64))
+    assert not alone.allclose(nll.float())
+    start = mixture.next_token(torch.zeros(V), ids[:0])
+    assert start.exp().sum() == pytest.approx(1.0)  # with nothing before it
+
+
 def test_a_store_that_keeps_losses_has_them_beside_each_record(tmp_path):
     training = TrainingConfig(epochs=1, windows_per_epoch=64, eval_windows=400, eval_stride=7, whole_stride=50)
     experiment = Experiment("python-docs", MLPConfig(4, 4, 8), training, 0)

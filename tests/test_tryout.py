@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from slmlib import recipes, tryout
 from slmlib.__main__ import _harmless, app
 from slmlib.corpora import read_corpus
-from slmlib.models import MLPConfig, TransformerConfig, build
+from slmlib.models import MLPConfig, TransformerConfig, build, generate
 from slmlib.ngrams import KneserNey
 from slmlib.recipes import best_under
 from slmlib.training import evaluate
@@ -61,7 +61,7 @@ def test_counting_and_two_networks_are_tried_and_mixed(tried):
         mixed.parameters == orders.parameters + {r.model: r.parameters for r in (mlp, blocks)}[mixed.model.split()[0]]
     )
     assert mixed.test_nll <= min(orders.test_nll, mlp.test_nll, blocks.test_nll) + 0.02
-    assert all(len(row.sample) == 200 for row in (counting, mlp, blocks))
+    assert all(len(row.sample) == 200 for row in (counting, mlp, blocks, mixed))
     assert all(set(row.sample) <= set(corpus.vocabulary.tokens) for row in found.rows)
 
 
@@ -131,9 +131,21 @@ def test_a_kept_model_comes_back(config, tried, tmp_path):
     model = build(config, len(vocabulary), seed=0).eval()
     experiment = replace(best_under(1e10, tried[0]), model=config)
     tryout.keep(tmp_path / "model.safetensors", model, experiment, vocabulary)
-    loaded, known = tryout.load(tmp_path / "model.safetensors")
+    loaded, known, mixture = tryout.load(tmp_path / "model.safetensors")
     tokens = tried[0].test[: config.context][None]
-    assert known == vocabulary and not loaded.training and torch.equal(loaded(tokens), model(tokens))
+    assert mixture is None and known == vocabulary and not loaded.training
+    assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_a_kept_mixture_scores_what_the_table_says_and_writes_what_it_wrote(tried, tmp_path):
+    corpus, found = tried
+    tryout.keep(tmp_path / "both", found.network, found.experiment, corpus.vocabulary, found.mixture)
+    network, _, mixture = tryout.load(tmp_path / "both")
+    alone, both = mixture.nll(corpus.test, found.experiment.training.test)
+    assert both.mean().item() == pytest.approx(found.rows[-1].test_nll, abs=1e-6)
+    assert alone.mean().item() == pytest.approx(evaluate(network, corpus.test, found.experiment.training.test), 1e-5)
+    written = generate(mixture, corpus.test[:128], 40, 1.0, random_stream(0, "text"), 0, mixed_of(found)[0] == "t")
+    assert corpus.vocabulary.decode(written[128:]) == found.rows[-1].sample[:40]
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
@@ -162,16 +174,34 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     (_, seconds, flops, workers, seed, _) = at_once[0]
     assert (seconds, flops, workers, seed) == (180.0, None, 1, 0)
     rows = json.loads(result.stdout)
-    assert "The best network, by itself, is in cats.safetensors" in result.stderr
+    assert "and counting are in cats.safetensors, together with the text that was counted" in result.stderr
     first = Path("cats.safetensors").read_bytes()
-    assert "is in cats-2.safetensors" in command("try", file, "--json").stderr
+    assert "are in cats-2.safetensors" in command("try", file, "--json").stderr
     assert Path("cats.safetensors").read_bytes() == first
     assert [set(row) for row in rows] == [{"model", "test_nll", "seconds", "flops", "parameters", "sample"}] * 5
     written = command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout
     assert written.startswith("the cat") and len(written) == len("the cat") + 30 + 1
-    assert command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout == written
+    same = "generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1"
+    assert command(*same).stdout == written != command(*same, "--network").stdout
     unknown = command("generate", "cats.safetensors", "--prompt", "QED")
     assert unknown.exit_code == 1 and "'Q' at position 0" in unknown.stderr
+
+
+def test_score_gives_the_mean_nll_of_another_text(tried, tmp_path):
+    (corpus, found), text = tried, tmp_path / "other.txt"
+    for name, mixture in (("both", found.mixture), ("alone", None)):
+        tryout.keep(tmp_path / name, found.network, found.experiment, corpus.vocabulary, mixture)
+    text.write_text("the cat sat on a mat and saw dogs run " * 20)
+    ids = corpus.vocabulary.encode(text.read_text())
+    rows = json.loads(command("score", tmp_path / "both", text, "--json").stdout)
+    assert [row["nll"] for row in rows] == [nll.mean().item() for nll in found.mixture.nll(ids)]
+    assert all(row["tokens"] == len(ids) - found.network.config.context and row["unknown"] == 0 for row in rows)
+    shown = command("score", tmp_path / "alone", text).stdout
+    assert f"{rows[0]['nll']:.3f}" in shown and "bits/char." in shown and "counting" not in shown
+    text.write_text("the cat"[: found.network.config.context])
+    assert "characters, and the network sees" in command("score", tmp_path / "both", text).stderr
+    text.write_text("THE CAT " * 20)
+    assert "other.txt: character 'T' at position 0 is not among" in command("score", tmp_path / "both", text).stderr
 
 
 def test_what_would_steer_a_terminal_is_written_out():

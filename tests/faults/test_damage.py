@@ -13,7 +13,9 @@ from slmlib import corpora, tryout
 from slmlib.checkpoints import epochs_done
 from slmlib.corpora import CorpusDamaged, load_corpus
 from slmlib.experiments import RecordDamaged, Store, run
+from slmlib.mixing import Gate, Mixture
 from slmlib.models import build
+from slmlib.ngrams import KneserNey
 
 from .conftest import BLOCKS, QUICK, often, said_in_a_line, timeless
 
@@ -45,13 +47,14 @@ def kept(tmp_path_factory, one_thread):
         store.path(SHORT).unlink(missing_ok=True)
         return timeless(run(SHORT, store, keep_checkpoint=True)) == timeless(whole)
 
-    models = [build(SHORT.model, len(corpus.vocabulary), seed=seed) for seed in (0, 1)]
-    for i, model in enumerate(models):
-        tryout.keep(folder / f"model{i}", model, SHORT, corpus.vocabulary)
+    model, ids, V = build(SHORT.model, len(corpus.vocabulary), seed=0), corpus.train[:300], len(corpus.vocabulary)
+    mixture = Mixture(model, [KneserNey(2, V).fit(ids)], Gate.of(torch.rand(4, 2)), ids)
+    tryout.keep(folder / "model", model, SHORT, corpus.vocabulary, mixture)
 
     def model_again():
-        model, vocabulary = tryout.load(folder / "model0")
-        return same(model, models[0]) and vocabulary == corpus.vocabulary
+        again, vocabulary, mixed = tryout.load(folder / "model")
+        same_gate = torch.equal(mixed.gate.weights, mixture.gate.weights) and torch.equal(mixed.text.long(), ids)
+        return same(again, model) and vocabulary == corpus.vocabulary and same_gate
 
     for i in range(2):
         (folder / f"text{i}.txt").write_text(f"to be {i} or not\n" * 20, encoding="utf-8")
@@ -68,7 +71,7 @@ def kept(tmp_path_factory, one_thread):
         "record": (*map(store.path, (SHORT, OTHER)), lambda: store.get(SHORT) == whole),
         "losses": (*(store.path(e).with_suffix(".safetensors") for e in (SHORT, OTHER)), losses_again),
         "checkpoint": (*(store.running(e, "safetensors") for e in (SHORT, OTHER)), run_again),
-        "model": (folder / "model0", None, model_again),  # any that was kept is one to go on with
+        "model": (folder / "model", None, model_again),  # any that was kept is one to go on with
         "corpus": (text, folder / "text1.txt", corpus_again),
     }
 

@@ -30,7 +30,20 @@ from typer.testing import CliRunner
 
 import slmlib
 from slmlib import __main__ as command_line
-from slmlib import chapters, checks, corpora, experiments, explore, figures, ngrams, paper, stats, tryout, verdicts
+from slmlib import (
+    chapters,
+    checks,
+    corpora,
+    experiments,
+    explore,
+    figures,
+    mixing,
+    ngrams,
+    paper,
+    stats,
+    tryout,
+    verdicts,
+)
 from slmlib.corpora import Corpus, Vocabulary
 from slmlib.models import Config, LinearConfig, MLPConfig, Transformer, TransformerConfig, build
 from slmlib.training import Run, TrainingConfig
@@ -116,6 +129,11 @@ KINDS = {
     object: WRONG,
     Mapping: lambda kind: mapping(*get_args(kind)),
 }
+GATES = [mixing.Gate.of(torch.ones(6, 2)), mixing.Gate(torch.ones(3, 6), torch.zeros(3, 2))]
+MIXTURE = mixing.Mixture(
+    build(CONFIGS[1], 5, 0), [ngrams.KneserNey(3, 5).fit(CORPORA[0].train)], GATES[0], CORPORA[0].train
+)
+KINDS |= {mixing.Gate: st.sampled_from(GATES), mixing.Mixture: st.just(MIXTURE)}
 PATHS: list[Path] = []
 
 
@@ -377,7 +395,7 @@ def test_whatever_the_command_line_is_given_it_answers_in_a_line(line):
         patch.setattr(command_line, "run_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(command_line, "process_pool", lambda workers: nullcontext())
         row = tryout.Row("[/b]", 1.0, 1.0, 0.0, 1, "[red]<script>")
-        kept = tryout.Tried([row], build(CONFIGS[0], 5), EXPERIMENTS[0])
+        kept = tryout.Tried([row], build(CONFIGS[0], 5), EXPERIMENTS[0], MIXTURE)
         patch.setattr(tryout, "attempt", lambda *_: kept)
         with no_longer_than(60):
             result = CliRunner().invoke(command_line.app, line)
