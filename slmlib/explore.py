@@ -236,12 +236,17 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     """What a budget buys: the model that validation chose, its loss beside counting's, its size, a sample."""
     found = recipes.published() if found is None else found
     runs, kept = recipes.runs(found), Store(RESULTS / "together", keeps_losses=True)
-    chosen = {}
-    for flops in recipes.BUDGETS:
-        if any(b == flops for _, b in runs):
-            within = {key: records for key, records in runs.items() if key[1] <= flops}
-            key = min(within, key=lambda key: recipes.validation(within[key]))
-            chosen[flops] = key[0], within[key]
+    able = [*runs.values()]
+    for architecture in recipes.ALONE:
+        alone = recipes.without_muon(architecture, found)[0].values()
+        able += [[found[e] for e in of] for of in alone if all(e in found for e in of)]
+    budgets = [b for b in recipes.BUDGETS if any(b == at for _, at in runs)]
+
+    def chosen(flops: float, ledger: int) -> list[Record]:
+        """What validation prefers of all that costs no more, by the ledger."""
+        cost = recipes.with_optimiser if ledger else lambda record: record.flops["counted"]
+        return min((of for of in able if cost(of[0]) <= 1.001 * flops), key=recipes.validation)
+
     lines = {
         label: {b: fmean(r.test_nll_whole for r in records) for (a, b), records in runs.items() if a == architecture}
         for architecture, label in (("mlp", "MLP"), ("blocks", "transformer"))
@@ -249,12 +254,11 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     counting, of_paper = _counting_loss(), paper.records(Store(RESULTS / "paper"))["Transformer"].values()
     papers = fmean(r.test_nll_whole for r in of_paper)
     level = ("counting", counting) if counting else None
-    budgets = list(chosen)
 
     def frame(i: int, ledger: int, own: str | None = None) -> str:
         if own:
             return _own_budget(own, found)
-        _, records = chosen[budgets[i]]
+        records = chosen(budgets[i], ledger)
         record, loss = records[0], fmean(r.test_nll_whole for r in records)
         seconds = median(r.seconds["training"] for r in records)
         cost = recipes.with_optimiser(record) if ledger else record.flops["counted"]

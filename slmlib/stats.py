@@ -30,8 +30,8 @@ class Estimate:
         return int(copysign(1, self.effect)) if self.p <= LEVEL else 0
 
 
-def _t(free: float) -> float:
-    """Student's t that 2.5 % exceed."""
+def student(free: float) -> float:
+    """Student's t, of so many degrees of freedom, that 2.5 % exceed: two such are within it 19 times in 20."""
     return float(stdtrit(free, 0.975))
 
 
@@ -41,7 +41,7 @@ def _standard_error(values: Sequence[float]) -> float:
 
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval of a mean, by Student's t; needs two values or more."""
-    return _t(len(values) - 1) * _standard_error(values)
+    return student(len(values) - 1) * _standard_error(values)
 
 
 def paired(differences: Sequence[float]) -> Estimate | None:
@@ -64,7 +64,8 @@ def unpaired_pooled(
 ) -> Estimate:
     """``unpaired``, each side's variance pooled over groups that are taken to scatter alike.
 
-    Three seeds alone tell a standard deviation badly. The degrees of freedom are Satterthwaite's (1946).
+    Three seeds alone tell a standard deviation badly. The degrees of freedom are Satterthwaite's (1946); where both
+    sides have the same groups there is one variance, with its own.
 
     Args:
         worse, better: a loss of each seed.
@@ -76,6 +77,7 @@ def unpaired_pooled(
         parts.append((sum(np.var(g) * len(g) for g in groups) / free / len(group), free))
     (a, free_a), (b, free_b) = parts
     free = (a + b) ** 2 / (a**2 / free_a + b**2 / free_b) if a + b else 1.0
+    free = free_a if len(like[0]) > 1 and like[0] == like[1] else free
     spread = sqrt(a * len(worse) + b * len(better))
     return _estimate(fmean(worse) - fmean(better), sqrt(a + b), free, spread, min(worse, better, key=len))
 
@@ -83,7 +85,7 @@ def unpaired_pooled(
 def _estimate(effect: float, error: float, free: float, spread: float, seeds: Sequence[float]) -> Estimate:
     if not error:  # all the same: equals are no evidence, and any other difference is beyond doubt
         return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0)
-    half = _t(free) * error
+    half = student(free) * error
     p = float(2 * stdtr(free, -abs(effect) / error))
     return Estimate(float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread))
 
@@ -113,7 +115,7 @@ def corrected(estimates: Mapping[Hashable, Estimate]) -> dict:
 
 def prediction_half(sd: float, n: int) -> float:
     """Half the 95 % prediction interval for one further value, around the mean of n with that s.d."""
-    return _t(n - 1) * sd * sqrt(1 + 1 / n)
+    return student(n - 1) * sd * sqrt(1 + 1 / n)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def lowest(curve: Mapping[float, Sequence[float]]) -> Lowest | None:
     design = np.stack([np.ones(len(x)), x - middle, (x - middle) ** 2], axis=1)
     a = np.linalg.solve(design.T @ design, design.T @ y)
     covariance = np.linalg.inv(design.T @ design) * ((y - design @ a) ** 2).sum() / free
-    t = _t(free)
+    t = student(free)
     if a[2] <= t * covariance[2, 2] ** 0.5:
         return None
     vertex = -a[1] / (2 * a[2])
@@ -188,7 +190,7 @@ class PowerLaw:
 
     def exponent(self) -> tuple[float, float, float]:
         """b, with the ends of its 95 % interval."""
-        half = _t(self.free) * self.covariance[1, 1] ** 0.5
+        half = student(self.free) * self.covariance[1, 1] ** 0.5
         return -self.fitted[1], -self.fitted[1] - half, -self.fitted[1] + half
 
 

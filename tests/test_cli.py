@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from typer.testing import CliRunner
@@ -24,19 +25,17 @@ from slmlib.experiments import Experiment
 from slmlib.models import MLPConfig
 from slmlib.training import TrainingConfig
 config = MLPConfig(context=4, d_model=8, hidden=16)
-sizes = dict(epochs={epochs}, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
-training = TrainingConfig(**sizes, learning_rate={rate})
-most = lambda seeds, found: {most}
+sizes = dict(windows_per_epoch=6400, eval_windows=500, eval_stride=10)
 studies.SUITES["words"] = lambda seeds, found: [
-    Experiment("python-docs", config, training, s) for s in range(most(seeds, found))
+    Experiment("python-docs", config, TrainingConfig(epochs={epochs}, **sizes), s) for s in range(seeds)
 ]
 from slmlib.__main__ import app
 app()
 """
 
 
-def start(store, *arguments, epochs=6, rate=3e-4, most="seeds"):
-    script = SCRIPT.format(epochs=epochs, rate=rate, most=most)
+def start(store, *arguments, epochs):
+    script = SCRIPT.format(epochs=epochs)
     command = [sys.executable, "-c", script, "run", "words", "--store", str(store), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
@@ -56,43 +55,40 @@ def wait_for(pattern, folder, process):
         time.sleep(0.02)
 
 
-def experiment(seed, epochs=6):
-    training = TrainingConfig(epochs=epochs, windows_per_epoch=6400, eval_windows=500, eval_stride=10)
+def experiment(seed, epochs=6, **more):
+    training = TrainingConfig(epochs=epochs, windows_per_epoch=6400, eval_windows=500, eval_stride=10, **more)
     return Experiment("python-docs", MLPConfig(context=4, d_model=8, hidden=16), training, seed)
 
 
-@pytest.mark.parametrize("everyone", [True, False], ids=["Ctrl-C in a terminal", "SIGINT to the command alone"])
-def test_stopped_and_started_again(tmp_path, everyone):
-    process = start(tmp_path, "--seeds", "40", "--workers", "2")
+@pytest.fixture
+def here(monkeypatch):
+    """here(store, wanted, seeds): the command on a suite of one's own, in this process, without workers."""
+    monkeypatch.setattr(main, "process_pool", lambda workers: nullcontext())
+
+    def here(store, wanted, seeds=1):
+        monkeypatch.setitem(main.studies.SUITES, "words", wanted)
+        arguments = "run", "words", "--store", str(store), "--device", "cpu", "--seeds", str(seeds)
+        return CliRunner().invoke(main.app, arguments)
+
+    return here
+
+
+def test_stopped_and_started_again(tmp_path, here):
+    """By Ctrl-C in a terminal, when one run is done and others, of a quarter of an hour each, are under way."""
+    process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs="4000 if s else 6")
     wait_for("*.json", tmp_path, process)
-    if everyone:
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "The same command goes on from here" in err and "Traceback" not in err
-    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
-    assert 1 <= len(kept) < 40
-    assert len(list(Store(tmp_path))) == len(kept)  # all of them whole
-
-    n = len(kept) + 1
-    again = start(tmp_path, "--seeds", str(n), "--workers", "2")
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert all(path.read_bytes() == text for path, text in kept.items())  # not run again
-    assert all(experiment(seed) in Store(tmp_path) for seed in range(n))
-    assert out.count("test NLL") == n - len(kept)
-
-
-def test_ctrl_c_ends_the_runs_under_way(tmp_path):
-    process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=4000)  # each would take a quarter of an hour
-    wait_for(".running/*.safetensors", tmp_path, process)
-    process.send_signal(signal.SIGINT)
+    wait_for(".running/*-s2-*.safetensors", tmp_path, process)
+    os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert "under way goes on from its last finished epoch." in " ".join(err.split("\n"))
-    assert err.rstrip().endswith("epoch.")  # the last thing that is said
+    assert "The same command goes on from here" in err
+    assert " ".join(err.split()).endswith("under way goes on from its last finished epoch.")  # the last that is said
+    (record,) = Store(tmp_path)
+    kept = Store(tmp_path).path(record.experiment).read_bytes()
+
+    again = here(tmp_path, lambda seeds, found: [experiment(0), experiment(40)])
+    assert again.exit_code == 0 and again.stdout.count("test NLL") == 1, again.stderr
+    assert experiment(40) in Store(tmp_path) and Store(tmp_path).path(experiment(0)).read_bytes() == kept
 
 
 def command_line(*arguments, stdout=subprocess.PIPE, **environment):
@@ -100,11 +96,10 @@ def command_line(*arguments, stdout=subprocess.PIPE, **environment):
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment)
 
 
-@pytest.mark.parametrize(("command", "encoding"), [("verdicts", "cp1252"), ("status", "ascii")])
-def test_what_is_redirected_is_utf_8_whatever_the_locale(command, encoding):
-    plain, other = command_line(command), command_line(command, PYTHONIOENCODING=encoding)
-    assert plain.returncode == other.returncode == 0 and other.stdout == plain.stdout
-    assert "±" in plain.stdout.decode("utf-8") or "−" in plain.stdout.decode("utf-8")
+def test_what_is_redirected_is_utf_8_whatever_the_locale():
+    done = command_line("status", PYTHONIOENCODING="ascii")
+    plain = CliRunner().invoke(main.app, ["status"]).stdout
+    assert done.returncode == 0 and done.stdout.decode("utf-8") == plain and "±" in plain
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
@@ -117,34 +112,42 @@ def test_output_that_cannot_be_written_is_said_in_a_line():
 @pytest.mark.parametrize("store, said", [("a-file", "is a file"), ("a-file/x", "Not a directory")])
 def test_a_store_in_the_place_of_a_file_is_refused(tmp_path, store, said):
     (tmp_path / "a-file").touch()
-    done = command_line("run", "paper", "--store", str(tmp_path / store), COLUMNS="200")
-    assert done.returncode and said in done.stderr.decode() and "Traceback" not in done.stderr.decode()
+    done = CliRunner().invoke(main.app, ["run", "paper", "--store", str(tmp_path / store)])
+    assert isinstance(done.exception, SystemExit) and done.exit_code and said in " ".join(done.stderr.split())
 
 
-def test_failing_runs_are_named(tmp_path):
-    process = start(tmp_path, "--seeds", "2", rate=1e30)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in err
-    assert err.count("-mlp-T4-s") == 2 and "lower the learning rate" in err
+def test_failing_runs_are_named(tmp_path, here):
+    done = here(tmp_path, lambda seeds, found: [experiment(s, learning_rate=1e30) for s in range(2)])
+    assert done.exit_code == 1 and done.stderr.count("-mlp-T4-s") == 2 and "lower the learning rate" in done.stderr
 
 
-def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path):
-    process = start(tmp_path, "--seeds", "3", epochs=1, most="min(seeds, len(found) + 1)")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert out.count("test NLL") == 3 and all(experiment(seed, epochs=1) in Store(tmp_path) for seed in range(3))
+def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path, here):
+    done = here(tmp_path, lambda seeds, found: [experiment(s, 1) for s in range(min(seeds, len(found) + 1))], 3)
+    assert done.exit_code == 0 and done.stdout.count("test NLL") == 3, done.stderr
+    assert all(experiment(seed, 1) in Store(tmp_path) for seed in range(3))
 
 
 def test_workers_end_with_the_command(tmp_path):
     """Killed outright it cannot tell them to."""
-    process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=400)
+    process = start(tmp_path, "--seeds", "40", "--workers", "2", epochs=4000)
     wait_for(".running/*.safetensors", tmp_path, process)
+    command = ["pgrep", "-P", str(process.pid)]
+    workers = subprocess.run(command, capture_output=True, encoding="utf-8").stdout.split()
     process.kill()
     process.wait()
-    time.sleep(2)
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    time.sleep(3)  # several epochs
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+    until = time.monotonic() + 30
+    while left := [w for w in workers if os.path.exists(f"/proc/{w}") and "Z" not in _state(w)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+    assert len(workers) >= 2
+
+
+def _state(process):
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
 
 
 def test_weights_are_trained_once_and_can_be_loaded(tmp_path, monkeypatch):

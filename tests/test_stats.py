@@ -32,11 +32,17 @@ def test_a_pooled_comparison_is_welchs_where_each_side_is_its_own_only_group():
     assert stats.unpaired_pooled(A, B, ([A], [B])) == stats.unpaired(A, B)
 
 
+def test_with_the_same_groups_on_both_sides_there_is_one_variance():
+    got, expected = stats.unpaired_pooled(A, B, ([A, B], [A, B])), scipy.ttest_ind(A, B)
+    assert got.p == pytest.approx(expected.pvalue)
+    assert (got.low, got.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+
 def test_a_pooled_interval_covers_the_truth_in_19_cases_of_20():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(500):
-        sides = [rng.normal(0, s, (4, 3)) for s in (1.0, 0.3)]
-        got = stats.unpaired_pooled(*(side[0] for side in sides), tuple(map(list, sides)))
+        sides = [rng.normal(0, s, (4, 3)).tolist() for s in (1.0, 0.3)]
+        got = stats.unpaired_pooled(*(side[0] for side in sides), tuple(sides))
         covered += got.low < 0 < got.high
     assert 0.92 < covered / 500 < 0.98
 

@@ -191,16 +191,16 @@ def test_score_gives_the_mean_nll_of_another_text(tried, tmp_path):
     (corpus, found), text = tried, tmp_path / "other.txt"
     for name, mixture in (("both", found.mixture), ("alone", None)):
         tryout.keep(tmp_path / name, found.network, found.experiment, corpus.vocabulary, mixture)
-    text.write_text("the cat sat on a mat and saw dogs run " * 20)
-    ids = corpus.vocabulary.encode(text.read_text())
+    text.write_text("the cat sat on a mat and saw dogs run " * 20, encoding="utf-8")
+    ids = corpus.vocabulary.encode(text.read_text(encoding="utf-8"))
     rows = json.loads(command("score", tmp_path / "both", text, "--json").stdout)
     assert [row["nll"] for row in rows] == [nll.mean().item() for nll in found.mixture.nll(ids)]
     assert all(row["tokens"] == len(ids) - found.network.config.context and row["unknown"] == 0 for row in rows)
     shown = command("score", tmp_path / "alone", text).stdout
     assert f"{rows[0]['nll']:.3f}" in shown and "bits/char." in shown and "counting" not in shown
-    text.write_text("the cat"[: found.network.config.context])
+    text.write_text("the cat"[: found.network.config.context], encoding="utf-8")
     assert "characters, and the network sees" in command("score", tmp_path / "both", text).stderr
-    text.write_text("THE CAT " * 20)
+    text.write_text("THE CAT " * 20, encoding="utf-8")
     assert "other.txt: character 'T' at position 0 is not among" in command("score", tmp_path / "both", text).stderr
 
 

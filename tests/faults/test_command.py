@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -15,33 +15,14 @@ from test_cli import experiment, start, wait_for
 from typer.testing import CliRunner
 
 from slmlib import __main__ as main
-from slmlib.experiments import Store, process_pool, run, run_all
+from slmlib.experiments import Store, process_pool, run
 from slmlib.models import MLPConfig
 
-from .conftest import BLOCKS, LOCK, left_in, often, timeless
+from .conftest import BLOCKS, often, timeless
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Workers
-
-
-def test_lost_workers_are_no_failure_of_an_experiment(store, forkserver):
-    with ProcessPoolExecutor(1, forkserver, os._exit, (1,)) as pool, pytest.raises(BrokenExecutor):
-        run_all([BLOCKS, replace(BLOCKS, seed=9)], pool, store)
-
-
-def end(seconds):
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_lost_worker_does_not_keep_the_pool_waiting_for_the_others():
-    began = time.monotonic()
-    with pytest.raises(BrokenExecutor), process_pool(2) as pool:
-        list(pool.map(time.sleep, (0, 0)))  # both are there
-        pool.submit(time.sleep, 300)
-        pool.submit(end, 0.5).result()
-    assert time.monotonic() - began < 100
 
 
 def test_an_error_ends_the_pools_workers_and_no_others():
@@ -136,19 +117,3 @@ def test_losses_that_are_gone_are_made_again(store, command, spawned, monkeypatc
     store.path(BLOCKS).with_suffix(".safetensors").unlink()
     assert command(store, [BLOCKS], spawned) == (0, [])
     assert all(store.losses(BLOCKS)[0][name].equal(nll) for name, nll in losses.items())
-
-
-def test_two_commands_at_the_same_suite_make_each_record_once(tmp_path):
-    both = [start(tmp_path, "--seeds", "3", epochs=2) for _ in range(2)]
-    try:
-        said = [process.communicate(timeout=900) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], said
-    store = Store(tmp_path)
-    assert [timeless(r) for r in store] == [timeless(run(e)) for e in (r.experiment for r in store)]
-    assert {e for e in store.found()} == {experiment(seed, 2) for seed in range(3)} and left_in(store) == LOCK
-    for record in store:  # what both say of it is one training
-        took = {line for out, _ in said for line in out.splitlines() if line.startswith(record.experiment.name)}
-        assert len(took) == 1
