@@ -5,27 +5,4 @@ from .models import LinearConfig, MLPConfig, TransformerConfig, build, generate,
 from .training import Diverged, History, TrainingConfig, budget, evaluate, fit
 from .windows import Evaluation, Windows
 
-__all__ = [
-    "Corpus",
-    "CorpusDamaged",
-    "CorpusUnavailable",
-    "Diverged",
-    "Evaluation",
-    "History",
-    "LinearConfig",
-    "MLPConfig",
-    "TrainingConfig",
-    "TransformerConfig",
-    "Vocabulary",
-    "Windows",
-    "budget",
-    "build",
-    "evaluate",
-    "fit",
-    "generate",
-    "load_corpus",
-    "n_parameters",
-    "read_corpus",
-]
-
 __version__ = "0.1.0"

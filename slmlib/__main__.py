@@ -208,8 +208,7 @@ def _table(rows: list[dict[str, str]]) -> None:
         table.add_column(heading, no_wrap=True, justify="right" if i and heading not in _WORDS else "left")
     for row in rows:
         table.add_row(*row.values())
-    wide = Console(width=1_000, **PLAIN)
-    Console(width=max(out.width, wide.measure(table).maximum), **PLAIN).print(table)
+    Console(width=1_000, **PLAIN).print(table)
 
 
 FolderOption = Annotated[

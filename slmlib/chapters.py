@@ -21,7 +21,7 @@ from .experiments import RESULTS, Experiment, Record, Store, trained
 from .frontier import SEEDS, Cells
 from .models import Config, generate
 from .ngrams import KneserNey, of_orders
-from .stats import Estimate, half_interval, paired
+from .stats import Estimate, paired
 from .training import History, TrainingConfig, budget
 from .windows import random_stream
 
@@ -313,10 +313,8 @@ def signed(value: float, digits: int = 3) -> str:
 
 def with_interval(values: Sequence[float] | Estimate, digits: int = 3) -> str:
     """A mean, or an estimate, and its 95 % interval, as text: +0.062 (−0.008 to +0.132)."""
-    if not isinstance(values, Estimate):
-        half = half_interval(values)
-        values = Estimate(mean(values), mean(values) - half, mean(values) + half, 0.0, len(values), 0.0)
-    return f"{signed(values.effect, digits)} ({signed(values.low, digits)} to {signed(values.high, digits)})"
+    of = values if isinstance(values, Estimate) else paired(values)
+    return f"{signed(of.effect, digits)} ({signed(of.low, digits)} to {signed(of.high, digits)})"
 
 
 def plus_minus(values: Iterable[float], digits: int = 3) -> str:

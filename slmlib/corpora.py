@@ -134,8 +134,6 @@ def data_folder() -> Path:
     try:
         return Path(folder).expanduser().resolve() if folder else Path(_pooch().os_cache("slmlib"))
     except RuntimeError as error:
-        if isinstance(error, CorpusUnavailable):
-            raise
         where = f"SLMLIB_DATA is {folder!r}" if folder else "SLMLIB_DATA is not set, so the user's cache is meant"
         raise CorpusUnavailable(
             f"there is no home folder to look for corpora in ({error}; {where}): set SLMLIB_DATA to a folder"
@@ -144,13 +142,8 @@ def data_folder() -> Path:
 
 def _pooch():
     """pooch, imported here so that nothing but a download needs it."""
-    try:
-        import pooch
-    except ImportError:
-        raise CorpusUnavailable(
-            "pooch, which downloads the corpora, is not installed: install it, "
-            "or set SLMLIB_DATA to a folder that holds them"
-        ) from None
+    import pooch
+
     pooch.get_logger().setLevel("WARNING")  # its "Downloading …" would land in the pages
     return pooch
 

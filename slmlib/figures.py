@@ -14,7 +14,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
 from .checks import explain
-from .stats import Estimate, Lowest, half_interval
+from .stats import Estimate, Lowest, half_interval, paired
 from .training import History
 
 INK, PALE = "#3d3d3d", "#767676"  # text, and what stands back: both at least 4.5 : 1 on the page
@@ -229,10 +229,8 @@ def rows(
     for row, (name, some) in enumerate(values.items()):
         colour = MODELS["MLP"][0] if words is None else VERDICTS.get(words[name], PALE)
         if not isinstance(some, Estimate):
-            middle = float(np.mean(some))
-            half = half_interval(some) if len(some) > 1 else 0.0
             ax.plot(some, [row] * len(some), ".", color=PALE, ms=5)
-            some = Estimate(middle, middle - half, middle + half, 1.0, len(some), 0.0)
+            some = paired(some) or Estimate(*[float(some[0])] * 3, 1.0, 1, 0.0)
         ax.errorbar(some.effect, row, xerr=[[some.effect - some.low], [some.high - some.effect]], fmt="o",
                     color=colour, ms=6, capsize=3, elinewidth=1.4)  # fmt: skip
         if name in (reported or {}):

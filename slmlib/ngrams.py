@@ -208,13 +208,6 @@ class KneserNey:
         """How many different n-grams it has counted, by length from 1 on: a count and a key each to remember."""
         return [len(level.keys) for level in self._levels]
 
-    def flops_per_token(self) -> int:
-        """Floating-point operations to score a token: a multiplication, an addition and a division an order.
-
-        Searches are integer comparisons, about log2 of the number of n-grams an order, and not counted.
-        """
-        return 3 * self.order
-
 
 def of_orders(orders: Iterable[int], vocab_size: int, ids: Tensor) -> dict[int, KneserNey]:
     """Kneser-Ney of several orders, fitted on the same 1-D ``ids``, which are sorted for the highest alone; by order.

@@ -144,18 +144,15 @@ def lowest(curve: Mapping[float, Sequence[float]]) -> Lowest | None:
     """
     x = np.log2(np.repeat(list(curve), [len(seeds) for seeds in curve.values()]))
     y = np.concatenate([np.asarray(seeds, dtype=float) for seeds in curve.values()])
-    middle, free = x.mean(), len(x) - 3
-    design = np.stack([np.ones(len(x)), x - middle, (x - middle) ** 2], axis=1)
-    a = np.linalg.solve(design.T @ design, design.T @ y)
-    covariance = np.linalg.inv(design.T @ design) * ((y - design @ a) ** 2).sum() / free
-    t = student(free)
-    if a[2] <= t * covariance[2, 2] ** 0.5:
+    middle, t = x.mean(), student(len(x) - 3)
+    (c, b, a), covariance = np.polyfit(x - middle, y, 2, cov=True)
+    if c <= t * covariance[0, 0] ** 0.5:
         return None
-    vertex = -a[1] / (2 * a[2])
-    slope = np.array([0, -1 / (2 * a[2]), -vertex / a[2]])
+    vertex = -b / (2 * c)
+    slope = np.array([-vertex / c, -1 / (2 * c), 0])
     half = t * float(slope @ covariance @ slope) ** 0.5
     ends = (float(2 ** (middle + vertex + k * half)) for k in (0, -1, 1))
-    return Lowest(*ends, loss=float(a[0] - a[1] ** 2 / (4 * a[2])))
+    return Lowest(*ends, loss=float(a - b**2 / (4 * c)))
 
 
 @dataclass(frozen=True)
@@ -183,15 +180,15 @@ def growth(lowest: Mapping[float, Lowest], budget: float) -> Growth:
 class PowerLaw:
     """A fitted loss = a · (FLOPs / 10¹²)^(−b)."""
 
-    fitted: np.ndarray  # (2,): log a and −b
+    fitted: np.ndarray  # (2,): −b and log a
     covariance: np.ndarray  # (2, 2)
     free: int  # degrees of freedom of the noise
     p: float  # the probability of deviations at least as large as these if it is the law; nan for two costs
 
     def exponent(self) -> tuple[float, float, float]:
         """b, with the ends of its 95 % interval."""
-        half = student(self.free) * self.covariance[1, 1] ** 0.5
-        return -self.fitted[1], -self.fitted[1] - half, -self.fitted[1] + half
+        half = student(self.free) * self.covariance[0, 0] ** 0.5
+        return -self.fitted[0], -self.fitted[0] - half, -self.fitted[0] + half
 
 
 def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: int) -> PowerLaw:
@@ -206,14 +203,12 @@ def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: i
         errors: (n,) their standard errors.
         free: the degrees of freedom of these.
     """
-    errors = errors / losses  # of the logarithm
-    design = np.stack([np.ones(len(costs)), np.log(costs / 1e12)], axis=1)
-    solve = np.linalg.pinv(design / errors[:, None]) / errors  # (2, n): from log losses to coefficients
-    fitted = solve @ np.log(losses)
-    deviation = (np.log(losses) - design @ fitted) / errors
+    x, weights = np.log(costs / 1e12), losses / errors  # these are of the logarithm
+    fitted, covariance = np.polyfit(x, np.log(losses), 1, w=weights, cov="unscaled")
+    deviation = (np.log(losses) - np.polyval(fitted, x)) * weights
     over = len(costs) - 2
     p = float(fdtrc(over, free, (deviation**2).sum() / over)) if over else float("nan")
-    return PowerLaw(fitted, (solve * errors**2) @ solve.T, free, p)
+    return PowerLaw(fitted, covariance, free, p)
 
 
 explain(globals())

@@ -41,14 +41,6 @@ def budget() -> str:
 class Diverged(FloatingPointError):
     """The training or validation loss became NaN or infinite."""
 
-    def __init__(self, step: int, loss: float, learning_rate: float, of: str = "loss"):
-        super().__init__(step, loss, learning_rate, of)  # by which it reaches another process whole
-        self.step, self.loss, self.learning_rate, self.of = step, loss, learning_rate, of
-
-    def __str__(self) -> str:
-        at = f"step {self.step}, with learning rate {self.learning_rate:g}"
-        return f"{self.of} is {self.loss} at {at}; lower the learning rate"
-
 
 @dataclass(frozen=True)
 class TrainingConfig(Checked):
@@ -349,7 +341,8 @@ def _nll(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
 def _see_that_finite(values: Tensor, step: int, training: TrainingConfig, of: str = "loss") -> None:
     """Of losses in a row, of which the last is that of a step, counted from 0."""
     for i in (~values.isfinite()).nonzero()[:1, 0].tolist():
-        raise Diverged(step + 2 - len(values) + i, values[i].item(), training.learning_rate, of)
+        at = f"step {step + 2 - len(values) + i}, with learning rate {training.learning_rate:g}"
+        raise Diverged(f"{of} is {values[i].item()} at {at}; lower the learning rate")
 
 
 def _in_vocabulary(ids: Tensor, model: nn.Module) -> Tensor:

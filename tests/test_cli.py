@@ -113,7 +113,11 @@ def test_output_that_cannot_be_written_is_said_in_a_line():
 def test_a_store_in_the_place_of_a_file_is_refused(tmp_path, store, said):
     (tmp_path / "a-file").touch()
     done = CliRunner().invoke(main.app, ["run", "paper", "--store", str(tmp_path / store)])
-    assert isinstance(done.exception, SystemExit) and done.exit_code and said in " ".join(done.stderr.split())
+    assert (
+        isinstance(done.exception, SystemExit)
+        and done.exit_code
+        and said in " ".join(done.stderr.replace("│", " ").split())
+    )
 
 
 def test_failing_runs_are_named(tmp_path, here):

@@ -50,11 +50,11 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(("config", "vocab_size", "scored"), COUNTED, ids=str)
-@pytest.mark.parametrize("backward", [True, False], ids=["training", "forward"])
-def test_every_variant_and_all_of_the_papers_runs_are_counted_exactly(config, vocab_size, scored, backward):
-    closed = flops_per_window(config, vocab_size, "needed", backward, scored)
-    assert closed == counted(config, vocab_size, scored, backward=backward)
-    assert 3 * closed == counted(config, vocab_size, scored, batch=3, backward=backward)
+def test_every_variant_and_all_of_the_papers_runs_are_counted_exactly(config, vocab_size, scored):
+    assert flops_per_window(config, vocab_size, scored=scored) == counted(config, vocab_size, scored)
+    if vocab_size == 7:
+        forward = flops_per_window(config, vocab_size, backward=False, scored=scored)
+        assert 3 * forward == counted(config, vocab_size, scored, batch=3, backward=False)
 
 
 @pytest.mark.parametrize(

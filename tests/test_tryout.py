@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,10 +44,16 @@ def an_eighth():
         yield
 
 
+said = []
+
+
 @pytest.fixture(scope="module")
 def tried(file):
     corpus = read_corpus(file)
-    return corpus, tryout.attempt(corpus, flops=1e10, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tryout, "FEW_STEPS", 10**6)
+        patch.setattr(recipes, "PASSES", 0.01)
+        return corpus, tryout.attempt(corpus, flops=1e10, workers=1, say=said.append)
 
 
 def test_counting_and_two_networks_are_tried_and_mixed(tried):
@@ -78,8 +85,9 @@ def mixed_of(found):
     return found.rows[-1].model
 
 
-def test_two_processes_find_what_one_does(tried):
+def test_two_processes_find_what_one_does(tried, spawned, monkeypatch):
     corpus, found = tried
+    monkeypatch.setattr(tryout, "process_pool", lambda workers: nullcontext(spawned))
     again = tryout.attempt(corpus, flops=1e10, workers=2)
     assert [replace(row, seconds=0.0) for row in again.rows] == [replace(row, seconds=0.0) for row in found.rows]
 
@@ -105,11 +113,7 @@ def test_a_text_is_refused_before_counting_where_no_network_is_short_enough_for_
         tryout.attempt(tried[0].head(train=2_000), seconds=60, say=lambda text: pytest.fail(text))
 
 
-def test_too_few_steps_and_too_many_passes_are_said(file, monkeypatch):
-    said = []
-    monkeypatch.setattr(tryout, "FEW_STEPS", 10**6)
-    monkeypatch.setattr(recipes, "PASSES", 0.01)
-    tryout.attempt(read_corpus(file).head(train=4_000), flops=1e10, workers=1, say=said.append)
+def test_too_few_steps_and_too_many_passes_are_said(tried):
     assert sum("steps only" in text for text in said) == 2 and sum("times" in text for text in said) == 2
 
 

@@ -8,7 +8,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from test_paper import invented, made_up
+from test_paper import invented
 from typer.testing import CliRunner
 
 from slmlib import paper, recipes, screen, stats, studies, verdicts
@@ -332,4 +332,3 @@ def test_what_the_emblem_shows_is_what_validation_chose(evidence):
 def test_other_runs_are_found_by_their_labels(evidence):
     for label, experiment in verdicts.OTHERS.items():
         assert [r.experiment for r in evidence.runs(label).values()] == [experiment(s) for s in range(studies.SEEDS)]
-    assert made_up(paper.run("RoPE").experiment(0), 2.0).test_nll_last is None
