@@ -179,7 +179,9 @@ def emblem(
     ax.set(ylim=(low, high), ylabel=f"{NLL}, whole split")
     for name, (x, y) in (mixed or {}).items():
         ax.plot(x, y, "D", color=INK, ms=6)
-        ax.annotate(name, (x, y), (8, 0), textcoords="offset points", va="center", annotation_clip=False)
+        left = x > 1e12  # towards the middle
+        ax.annotate(name, (x, y), (-8 if left else 8, 0), textcoords="offset points", va="center",
+                    ha="right" if left else "left")  # fmt: skip
     return figure
 
 

@@ -177,7 +177,7 @@ def emblem(evidence: Evidence, mixed: dict[str, float]) -> tuple[dict, dict, dic
         lines.setdefault("with convolutions", {})[budget] = [r.test_nll_whole for r in records]
     budgets = frontier.budgets_of(evidence.cells, frontier.of("MLP"))
     lines["paper's training"] = {b: frontier.best_within(evidence.cells.values(), b).losses for b in budgets}
-    together = {"MLP and counts": (1e10, mixed["mixed_tiny"]), "and counts": (3e13, mixed["mixed_large"])}
+    together = {"MLP and counts": (1e10, mixed["mixed_tiny"]), "transformer and counts": (3e13, mixed["mixed_large"])}
     return lines, as_the_paper_trains(evidence)[1], together
 
 

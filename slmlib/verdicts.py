@@ -475,6 +475,10 @@ def chance(evidence: Evidence) -> float:
     return student(sum(map(len, sides)) - 2) * unpaired(*sides).spread
 
 
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
 def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     """The numbers of the first screen: what was found, and what each line of advice rests on. Losses on the whole test.
 
@@ -504,7 +508,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         fmean(r.test_nll for r in runs.values())
         for runs in (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))
     )
-    trained = evidence.paper["Transformer"].values()
+    cost = fmean(r.flops["counted"] for r in evidence.paper["Transformer"].values())
     saved = {b: e.effect for b, e in convolutions(evidence).items()}
     chain = gains(evidence.gain, "chain")
     small, large = 3e11, 3e12
@@ -546,11 +550,11 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "convolved_least": min(saved.values()),
         "convolved_most": max(saved.values()),
         "early": fmean(r.test_nll for r in evidence.adamw["mlp", 3e10]),
-        "early_times": fmean(r.flops["counted"] for r in trained) / 3e10,
+        "early_times": _two_digits(cost / 3e10),
         "spared": fmean(r.test_nll_whole for r in evidence.adamw["mlp", recipes.CHARGED]),
         "today": fmean(r.test_nll_whole for r in evidence.today["blocks", dear]),
         "tuned": fmean(r.test_nll for r in cells["MLP T=4", 3e11].records),
-        "tuned_times": fmean(r.flops["counted"] for r in trained) / 3e11,
+        "tuned_times": _two_digits(cost / 3e11),
         "muon_mlp": muon["mlp"],
         "muon_blocks": muon["blocks"],
         "chance": chance(evidence),
