@@ -76,6 +76,11 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert found["counting"] < min(found["lowest"], found["paper_best"], *longer) - 0.1, found
     preferred = min(evidence.cells.values(), key=lambda cell: cell.valid)
     assert preferred.family.architecture == "MLP" and preferred.loss == found["single"], preferred
+    first = [frontier.best_within(evidence.cells.values(), b).family for b in frontier.BUDGETS]
+    assert {family.architecture for family in first} == {"MLP"}, first
+    tenth = [frontier.best_within((c for c in evidence.cells.values() if c.family.architecture in of), 1e12).loss
+             for of in (("Every position",), frontier.ATTENTION)]  # fmt: skip
+    assert tenth[0] > tenth[1] + 0.02, tenth
     assert found["lowest"] == found["every"] < found["single"] - 0.05, found
     assert found["short_loss"] < found["paper_best"] and found["short_share"] < 0.05
     assert found["long_loss"] > found["short_loss"] + 0.3 and found["rates_apart"] >= 30
@@ -121,6 +126,8 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert min(fmean(r.test_nll_whole for r in of) for of in cheap) > found["counting"] + 0.01, cheap
     chain = {name: e.effect for name, e in verdicts.gains(evidence.gain, "chain").items()}
     assert len(chain) == 15 and 2 * sorted(chain.values())[-2] < chain["batches of 512 characters"], chain
+    assert abs(chain["a learning rate of its own"] - found["short_windows"]) < 0.005, chain
+    assert sorted(chain, key=chain.get)[-3] in ("a learning rate of its own", "windows of 32"), chain
     attention = [c for c in evidence.cells.values() if c.family.architecture in frontier.ATTENTION]
     assert abs(frontier.best_within(attention, 1e13).loss - found["single"]) < 0.005, found
     assert 2.5 < found["heavier"] < found["heavier_whole"] < 3.5, found
