@@ -26,7 +26,18 @@ from rich.table import Table
 from . import models, paper, recipes, studies, tryout, verdicts
 from .checkpoints import NotWritten, write_whole
 from .cluster import Cluster, ClusterBroken
-from .corpora import FILES, CorpusDamaged, CorpusUnavailable, data_folder, fetch, load_corpus, read_corpus, read_ids
+from .corpora import (
+    FILES,
+    UNKNOWN,
+    CorpusDamaged,
+    CorpusUnavailable,
+    data_folder,
+    fetch,
+    known_ids,
+    load_corpus,
+    read_corpus,
+    read_ids,
+)
 from .experiments import (
     BENCHMARKS,
     RESULTS,
@@ -401,24 +412,32 @@ def try_(
         for split, count in corpus.unknown.items():
             if count:
                 share = f"{count / len(getattr(corpus, split)):.2%}"
-                err.print(f"{count:,} {unit.value}s of {split} ({share}) are unknown", highlight=False)
+                err.print(f"unknown {unit.value}s of {split}: {count:,} ({share})", highlight=False)
         seconds = None if flops is not None else 60 * (2 if minutes is None else minutes)
         found = tryout.attempt(corpus, seconds, flops, workers, seed, lambda text: err.print(text, style="dim"))
     except (OSError, ValueError, Diverged, MemoryError) as error:
         raise _refuse(error) from None
     except BrokenExecutor as error:
         raise _refuse(f"{_LOST} ({error}): free some, or try with --workers 1") from None
+    refused = None
+    try:  # before the rows, since whoever reads them may have seen enough
+        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary, found.mixture)
+    except NotWritten as error:
+        refused = error
     rows = [asdict(row) for row in found.rows]
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
         _table([_tried(row, unit.value) for row in rows])
+        look, tokens = found.experiment.training.test, len(corpus.test)
+        every = "every" if look.stride == 1 else f"one in {look.stride}"
+        print(f"Scored: {every} of the last {tokens:,} {unit.value}s of the text, from number {look.first} of them on.")
         print(f"What they write after the first {recipes.FIRST_SCORED} {unit.value}s of the test split:\n")
         for row in rows:
             if row["sample"]:
                 print(f"--- {row['model']}\n{_harmless(row['sample'])}\n")
-    with _refusing(NotWritten):  # after the rows: where it fails, they were not made in vain
-        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary, found.mixture)
+    if refused is not None:
+        raise _refuse(refused)
     kept, command = shlex.quote(str(keep)), "python -m slmlib"
     say = (
         f"{found.rows[-1].model} are in {keep}, together with the text that was counted. Let them write:\n"
@@ -474,7 +493,9 @@ def generate(
     network, vocabulary, mixture = tryout.load(model)
     if prompt is None:
         prompt = "\n" if "\n" in vocabulary.tokens else ""
-    ids = vocabulary.encode(prompt)
+    ids, unknown = known_ids(prompt, vocabulary, "--prompt")
+    if unknown.any():
+        err.print(f"unknown {vocabulary.unit}s of the prompt: {unknown.sum()}", highlight=False)
     pad = vocabulary.tokens.index("\n") if "\n" in vocabulary.tokens else 0
     cache, draws = isinstance(network, Transformer), random_stream(seed, "text")
     writes = network if alone or mixture is None else mixture
@@ -489,21 +510,41 @@ def score(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="The text, UTF-8.")],
     as_json: Annotated[bool, typer.Option("--json", help="As a list of JSON objects.")] = False,
 ):
-    """How well a kept model predicts a text, over every token that has as many before it as the network sees."""
-    network, vocabulary, mixture = tryout.load(model)
+    """How well a kept model predicts a text, over every token that has as many before it as the network sees.
+
+    No test is a text that holds what the model was trained on: the first nine tenths of the one that was tried.
+    """
+    kept = tryout.load(model)
+    network, vocabulary, mixture = kept
     ids, unknown = read_ids(file, vocabulary)
     unit, context = vocabulary.unit, network.config.context
     if len(ids) <= context:
         raise ValueError(f"{file} holds {len(ids)} {unit}s, and the network sees {context}: give a longer text")
     parts = [token_nll(network, ids)] if mixture is None else mixture.nll(ids)
-    names = "network", "network and counting"
-    rows = [{"model": name, "nll": nll.mean().item()} for name, nll in zip(names, parts, strict=False)]
-    about = {"tokens": len(parts[0]), "unknown": unknown}
+    unknown = unknown[context:]
+    lacking, tokens = int(unknown.sum()), len(unknown)
+    rows = [
+        {
+            "model": name,
+            "nll": nll.mean().item(),
+            "nll_known": nll[~unknown].mean().item() if lacking < tokens else None,
+            "tokens": tokens,
+            "unknown": lacking,
+        }
+        for name, nll in zip((kept.name, f"{kept.name} and counting"), parts, strict=False)
+    ]
     if as_json:
-        print(json.dumps([row | about for row in rows], indent=1))
+        print(json.dumps(rows, indent=1))
         return
     _table([{"model": row["model"], **_usual(row["nll"], unit)} for row in rows])
-    out.print(f"Over {about['tokens']:,} {unit}s{f', {unknown:,} unknown' * bool(unknown)}.", highlight=False)
+    out.print(f"Over {tokens:,} {unit}s.", highlight=False)
+    if lacking:
+        known = " and ".join(f"{row['nll_known']:.3f}" for row in rows) if lacking < tokens else "none"
+        out.print(
+            f"Unknown of these, and scored as {UNKNOWN[unit]}: {lacking:,} ({lacking / tokens:.1%}). NLL of the rest: "
+            f"{known}. Where many are unknown, another text's figure is not to be compared with this.",
+            highlight=False,
+        )
 
 
 def main(command: Callable[[], object] = app) -> None:

@@ -365,24 +365,32 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     return Corpus(f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}", *ids, vocabulary, unknown=unknown)
 
 
-def read_ids(path: str | os.PathLike, vocabulary: Vocabulary) -> tuple[Tensor, int]:
-    """A text file, read as ``read_corpus`` reads it, as 1-D ids of a vocabulary, and how many tokens that lacks.
-
-    Those are read as U+FFFD or ``<unk>``.
+def read_ids(path: str | os.PathLike, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """A text file, read as ``read_corpus`` reads it, in a vocabulary's ids; what ``known_ids`` returns and raises.
 
     Raises:
-        ValueError: if the file is binary or not UTF-8, or has a token that the vocabulary lacks along with that sign.
+        ValueError: if the file is binary or not UTF-8, also.
         OSError: if the file cannot be read.
     """
-    path, sign = Path(path), UNKNOWN[vocabulary.unit]
-    text, known = _text(path, _bytes(path)), vocabulary._ids
+    path = Path(path)
+    return known_ids(_text(path, _bytes(path)), vocabulary, plain(path))
+
+
+def known_ids(text: str, vocabulary: Vocabulary, name: str = "text") -> tuple[Tensor, Tensor]:
+    """A text as 1-D ids, (N,), and which of its tokens the vocabulary lacks, (N,) bool.
+
+    Those are read as U+FFFD or ``<unk>``. Line ends of any kind are line feeds.
+
+    Raises:
+        ValueError: if it has tokens that the vocabulary lacks along with that sign; names the text and them.
+    """
+    text, known, sign = text.replace("\r\n", "\n").replace("\r", "\n"), vocabulary._ids, UNKNOWN[vocabulary.unit]
     tokens = list(text) if vocabulary.unit == "character" else text.split()
-    read = [t if t in known or sign not in known else sign for t in tokens]
-    try:
-        ids = vocabulary.encode(("" if vocabulary.unit == "character" else " ").join(read))
-    except ValueError as error:
-        raise ValueError(f"{plain(path)}: {error}; leave it out of the text") from None
-    return ids, sum(a != b for a, b in zip(tokens, read, strict=True))
+    unknown = torch.tensor([t not in known for t in tokens], dtype=torch.bool)
+    if unknown.any() and sign not in known:
+        lacking = short(", ".join(map(repr, sorted({t for t in tokens if t not in known}))))[1:-1]
+        raise ValueError(f"{name}: not among the {len(vocabulary)} {vocabulary.unit}s known, leave out: {lacking}")
+    return torch.tensor([known.get(t, known.get(sign, 0)) for t in tokens], dtype=torch.int64), unknown
 
 
 def _bytes(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .checks import explain
 from .corpora import Corpus
-from .ngrams import KneserNey, of_orders
+from .ngrams import KneserNey, next_of_each, of_orders
 from .training import TrainingConfig, token_nll
 from .windows import WHOLE, Evaluation
 
@@ -159,8 +159,8 @@ class Mixture:
         """log p of every token after 1-D ``ids``, (V,) float64, of the network's ``logits`` there, (V,)."""
         # The features of a token are of what stands before it: any token will do.
         x = _features(self.counts, torch.cat((ids, ids.new_zeros(1)))[-_highest(self.counts).order :])[-1:]
-        logp = [logits.double().log_softmax(0), *(model.next_token(ids).log() for model in self.counts)]
-        return torch.logsumexp(self.gate(x).log().T + torch.stack(logp), 0)
+        logp = torch.cat((logits.double().log_softmax(0)[None], next_of_each(self.counts, ids[None])[:, 0].log()))
+        return torch.logsumexp(self.gate(x).log().T + logp, 0)
 
     def nll(self, ids: Tensor, evaluation: Evaluation = WHOLE) -> tuple[Tensor, Tensor]:
         """NLL of each scored token of 1-D ``ids``, (N,), in nats: the network's own, and the mixture's.

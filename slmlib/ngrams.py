@@ -1,6 +1,6 @@
 """Counting models: the yardsticks that need no training. Shapes: V vocabulary, n order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -168,21 +168,7 @@ class KneserNey:
         Raises:
             ValueError: as ``nll`` does, but for contexts that are not 2-D.
         """
-        known = min(contexts.size(1), self.order - 1)  # of each context
-        contexts = self._given(contexts.flatten(), "contexts").reshape(contexts.shape)[:, contexts.size(1) - known :]
-        B, T, every = *contexts.shape, np.arange(self.vocab_size)
-        p = np.full((B, self.vocab_size), 1 / self.vocab_size)
-        history = np.zeros(B, np.int64)  # number of each context's end
-        numbers = np.zeros(p.shape, np.int64)  # and of it with each token
-        for n, level in enumerate(self._levels[: T + 1], start=1):
-            first = every if n == 1 else contexts[:, T - n + 1, None]
-            at, seen = _find(level.keys, numbers, first, self.vocab_size)
-            p = self._p(level, history[:, None], np.where(seen, level.counts[at], 0.0), p)
-            numbers = np.where(seen, at, -1)
-            if n <= T:  # the history of the next order: the last n tokens of the context
-                at, seen = _find(level.keys, history, contexts[:, T - n], self.vocab_size)
-                history = np.where(seen, at, -1)
-        return torch.from_numpy(p)
+        return next_of_each([self], contexts)[0]
 
     def generate(
         self, prompt: Tensor, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
@@ -218,6 +204,28 @@ def of_orders(orders: Iterable[int], vocab_size: int, ids: Tensor) -> dict[int, 
     models = {order: KneserNey(order, vocab_size) for order in orders}
     grams = models[max(models)]._grams(ids) if models else []
     return {order: model._estimated(grams) for order, model in models.items()}
+
+
+def next_of_each(models: Sequence[KneserNey], contexts: Tensor) -> Tensor:
+    """``next_tokens`` of several models of the same text, whose n-grams are looked up once: (models, B, V)."""
+    highest = max(models, key=lambda model: model.order)
+    V, known = highest.vocab_size, min(contexts.size(1), highest.order - 1)  # of each context
+    contexts = highest._given(contexts.flatten(), "contexts").reshape(contexts.shape)[:, contexts.size(1) - known :]
+    B, T, every = *contexts.shape, np.arange(V)
+    p = np.full((len(models), B, V), 1 / V)
+    history = np.zeros(B, np.int64)  # number of each context's end
+    numbers = np.zeros((B, V), np.int64)  # and of it with each token
+    for n, shared in enumerate(highest._levels[: T + 1], start=1):
+        first = every if n == 1 else contexts[:, T - n + 1, None]
+        at, seen = _find(shared.keys, numbers, first, V)
+        for i, model in enumerate(models):
+            for level in model._levels[n - 1 : n]:  # of lower orders none
+                p[i] = model._p(level, history[:, None], np.where(seen, level.counts[at], 0.0), p[i])
+        numbers = np.where(seen, at, -1)
+        if n <= T:  # the history of the next order: the last n tokens of the context
+            at, seen = _find(shared.keys, history, contexts[:, T - n], V)
+            history = np.where(seen, at, -1)
+    return torch.from_numpy(p)
 
 
 class Additive(KneserNey):

@@ -493,8 +493,8 @@ def best_within(
     if not short:
         least = ceil(min(passes(r.experiment, 1) for r in there) / PASSES)
         raise ValueError(
-            f"{corpus.name} has {len(corpus.train):,} {corpus.vocabulary.unit}s to train on, and the shortest "
-            f"{architecture} on record wants {least:,}: give a longer text, or FLOPs"
+            f"{corpus.name} has {len(corpus.train):,} {corpus.vocabulary.unit}s to train on, after a fifth is kept for "
+            f"validation and test, and the smallest {architecture} needs {least:,}: give a longer text"
         )
     fast = [r for r in short if r.seconds["training"] <= seconds]
     if not fast:

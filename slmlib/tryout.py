@@ -23,7 +23,7 @@ from .checkpoints import load_tensors, save_tensors
 from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, LaterVersion, Record, process_pool, trained
-from .models import Transformer, build, generate, n_parameters
+from .models import MLP, Transformer, build, generate, n_parameters
 from .ngrams import of_orders
 from .speed import fast_matmul, one_thread
 from .training import Run, TrainingConfig, epochs, evaluate, token_nll
@@ -32,6 +32,7 @@ from .windows import random_stream
 #: Which orders of counting are tried, by unit.
 ORDERS = {"character": range(1, 10), "word": range(1, 6)}
 FEW_STEPS = 100  # of training, below which a network is said to have had too little time
+LITTLE = 0.005  # nats, below which it is said to add little to the counts
 _NETWORKS = {"mlp": "MLP", "blocks": "transformer"}
 _SPLITS = ("train", "valid", "test")
 _ABOUT = ("experiment", "unit", "vocabulary")  # the texts beside a kept model's weights
@@ -43,7 +44,7 @@ class Row:
     """What one model made of a text."""
 
     model: str
-    test_nll: float  # nats per token of the test split, from token 128 on
+    test_nll: float  # nats per token of the test split, from token 128 on; of 10,000 of them at most, evenly spread
     seconds: float  # of choosing and training, validation included, of all that is mixed
     flops: float  # of training's matrix products; counting has none
     parameters: int  # of counting, the n-grams remembered
@@ -65,6 +66,11 @@ class Kept(NamedTuple):
     network: nn.Module
     vocabulary: Vocabulary
     mixture: mixing.Mixture | None
+
+    @property
+    def name(self) -> str:
+        """Of the network, as rows have it."""
+        return {MLP: "MLP", Transformer: "transformer"}.get(type(self.network), "linear model")
 
 
 class _Network(NamedTuple):
@@ -170,7 +176,7 @@ def attempt(
         if steps < FEW_STEPS:
             say(f"the {_NETWORKS[name]} was trained for {steps} steps only: give more minutes, or FLOPs")
         if (often := recipes.passes(seen, tokens)) > 1.001 * recipes.PASSES:
-            say(f"the {_NETWORKS[name]} passed over the text {often:.0f} times, perhaps too often: give fewer FLOPs")
+            say(f"the {_NETWORKS[name]} passed over the text {often:.0f} times, perhaps too often: give more text")
     best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
     both = {
         split: torch.cat((torch.from_numpy(getattr(found[best], split))[:, None], of.nll), 1)
@@ -179,6 +185,9 @@ def attempt(
     gate = mixing.Gate(counted["valid"].features, both["valid"])
     mixture = mixing.Mixture(networks[best], some, gate, corpus.train)
     nll = gate.nll(counted["test"].features, both["test"]).mean().item()
+    gained = mixing.together([], counted)["valid"].mean() - gate.nll(counted["valid"].features, both["valid"]).mean()
+    if gained < LITTLE:
+        say(f"on validation text the {_NETWORKS[best]} adds less than {LITTLE} nats to the counts")
     better = next(r for r in rows if r.model == _NETWORKS[best])
     took = rows[1].seconds + better.seconds + time.perf_counter() - began
     remembered = size + better.parameters

@@ -1,5 +1,6 @@
 """The experiments beyond the paper's: that they are what they are said to be."""
 
+import json
 from dataclasses import replace
 from math import log2
 from types import SimpleNamespace
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from slmlib import paper, recipes, stats, studies, verdicts
-from slmlib.experiments import RESULTS, Store
+from slmlib.checkpoints import load_tensors
+from slmlib.experiments import RESULTS, Experiment, Store
 from slmlib.models import build
 
 
@@ -166,3 +168,9 @@ def test_a_budgets_curves_are_lowest_where_validation_says_and_only_when_all_run
     found = verdicts.minima({**records, one: SimpleNamespace(valid=[2.0])})
     assert set(found) == {(name, budget) for name in best}
     assert found["width", budget].at == pytest.approx(40, rel=0.05)
+
+
+def test_the_published_weights_are_of_the_runs_that_are_named():
+    for name, experiment in studies.published().items():
+        _, about = load_tensors(RESULTS / "weights" / studies.file_of(name), ("experiment", "unit", "vocabulary"))
+        assert Experiment.from_spec(json.loads(about["experiment"])) == experiment

@@ -10,13 +10,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from slmlib import __main__ as command_line
 from slmlib import recipes, tryout
 from slmlib.__main__ import _harmless, app
-from slmlib.corpora import read_corpus
+from slmlib.corpora import Vocabulary, read_corpus
+from slmlib.experiments import Experiment
 from slmlib.models import MLPConfig, TransformerConfig, build, generate
 from slmlib.ngrams import KneserNey
 from slmlib.recipes import best_under
-from slmlib.training import evaluate
+from slmlib.training import TrainingConfig, evaluate, token_nll
 from slmlib.windows import Evaluation, random_stream
 
 
@@ -109,7 +111,7 @@ def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypat
 
 
 def test_a_text_is_refused_before_counting_where_no_network_is_short_enough_for_it(tried):
-    with pytest.raises(ValueError, match=r"has 2,000 characters to train on, and the shortest mlp on record wants \d,"):
+    with pytest.raises(ValueError, match=r"has 2,000 characters to train on, after .* the smallest mlp needs \d,"):
         tryout.attempt(tried[0].head(train=2_000), seconds=60, say=lambda text: pytest.fail(text))
 
 
@@ -188,7 +190,9 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     same = "generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1"
     assert command(*same).stdout == written != command(*same, "--network").stdout
     unknown = command("generate", "cats.safetensors", "--prompt", "QED")
-    assert unknown.exit_code == 1 and "'Q' at position 0" in unknown.stderr
+    assert unknown.exit_code == 1 and "--prompt: not among the 15 characters known, leave out: 'D', 'E', 'Q'" in (
+        " ".join(unknown.stderr.split())
+    )
 
 
 def test_score_gives_the_mean_nll_of_another_text(tried, tmp_path):
@@ -200,12 +204,37 @@ def test_score_gives_the_mean_nll_of_another_text(tried, tmp_path):
     rows = json.loads(command("score", tmp_path / "both", text, "--json").stdout)
     assert [row["nll"] for row in rows] == [nll.mean().item() for nll in found.mixture.nll(ids)]
     assert all(row["tokens"] == len(ids) - found.network.config.context and row["unknown"] == 0 for row in rows)
+    assert [row["model"] for row in rows] == [mixed_of(found).removesuffix(" and counting"), mixed_of(found)]
     shown = command("score", tmp_path / "alone", text).stdout
     assert f"{rows[0]['nll']:.3f}" in shown and "bits/char." in shown and "counting" not in shown
     text.write_text("the cat"[: found.network.config.context], encoding="utf-8")
     assert "characters, and the network sees" in command("score", tmp_path / "both", text).stderr
     text.write_text("THE CAT " * 20, encoding="utf-8")
-    assert "other.txt: character 'T' at position 0 is not among" in command("score", tmp_path / "both", text).stderr
+    assert "leave out: 'A', 'C', 'E', 'H', 'T'" in command("score", tmp_path / "both", text).stderr
+
+
+def test_what_a_kept_vocabulary_lacks_is_read_as_unknown_and_scored_apart(tmp_path):
+    words = Vocabulary(("<unk>", "a", "b"), "word")
+    config = MLPConfig(1, 2, 4)
+    experiment = Experiment("python-docs", config, TrainingConfig(), 0)
+    tryout.keep(tmp_path / "words", build(config, 3, seed=0), experiment, words)
+    (tmp_path / "text").write_text("z a z b a", encoding="utf-8")
+    (row,) = json.loads(command("score", tmp_path / "words", tmp_path / "text", "--json").stdout)
+    nll = token_nll(tryout.load(tmp_path / "words").network, torch.tensor([0, 1, 0, 2, 1]))
+    assert (row["tokens"], row["unknown"]) == (4, 1)  # the first has no context
+    assert row["nll_known"] == pytest.approx(nll[[0, 2, 3]].mean().item())
+    shown = " ".join(command("score", tmp_path / "words", tmp_path / "text").stdout.split())
+    assert "Unknown of these, and scored as <unk>: 1 (25.0%)" in shown
+    assert "unknown words of the prompt: 1" in command("generate", tmp_path / "words", "--prompt", "a q").stderr
+
+
+def test_what_was_tried_is_kept_whoever_reads_the_rows(file, tmp_path, at_once, monkeypatch):
+    def gone(*arguments, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command_line, "_table", gone)
+    command("try", file, "--keep", tmp_path / "kept")
+    assert tryout.load(tmp_path / "kept").mixture is not None
 
 
 def test_what_would_steer_a_terminal_is_written_out():
