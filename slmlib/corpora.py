@@ -90,7 +90,7 @@ class Vocabulary:
         Raises:
             ValueError: on the first token that is not in the vocabulary; names it and its position.
         """
-        tokens = text if self.unit == "character" else text.split()
+        tokens = _tokens(text, self.unit)
         ids = np.fromiter(map(self._ids.get, tokens, repeat(-1)), np.int64, len(tokens))
         if len(unknown := np.flatnonzero(ids < 0)):
             at = int(unknown[0])
@@ -343,8 +343,8 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     """
     path, unit = Path(path), choice("unit", unit, ("character", "word"))
     named, data = plain(path), _bytes(path)
-    text = _text(path, data)
-    tokens = list(text) if unit == "character" else text.split()
+    text = _line_feeds(_text(path, data))
+    tokens = _tokens(text, unit)
     if len(tokens) < LEAST_TOKENS:
         raise ValueError(
             f"{named} holds {len(tokens):,} {unit}s, and {LEAST_TOKENS:,} are the least that can be split, trained and "
@@ -384,13 +384,21 @@ def known_ids(text: str, vocabulary: Vocabulary, name: str = "text") -> tuple[Te
     Raises:
         ValueError: if it has tokens that the vocabulary lacks along with that sign; names the text and them.
     """
-    text, known, sign = text.replace("\r\n", "\n").replace("\r", "\n"), vocabulary._ids, UNKNOWN[vocabulary.unit]
-    tokens = list(text) if vocabulary.unit == "character" else text.split()
+    tokens, known, sign = _tokens(_line_feeds(text), vocabulary.unit), vocabulary._ids, UNKNOWN[vocabulary.unit]
     unknown = torch.tensor([t not in known for t in tokens], dtype=torch.bool)
     if unknown.any() and sign not in known:
         lacking = short(", ".join(map(repr, sorted({t for t in tokens if t not in known}))))[1:-1]
         raise ValueError(f"{name}: not among the {len(vocabulary)} {vocabulary.unit}s known, leave out: {lacking}")
     return torch.tensor([known.get(t, known.get(sign, 0)) for t in tokens], dtype=torch.int64), unknown
+
+
+def _line_feeds(text: str) -> str:
+    """A text whose line ends, of whatever kind, are line feeds."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _tokens(text: str, unit: str) -> Sequence[str]:
+    return text if unit == "character" else text.split()
 
 
 def _bytes(path: Path) -> bytes:
@@ -401,9 +409,9 @@ def _bytes(path: Path) -> bytes:
 
 
 def _text(path: Path, data: bytes) -> str:
-    """What a file's bytes say, with line feeds as line ends."""
+    """What a file's bytes say."""
     try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = next((what for begins, what in _NOT_TEXT.items() if data.startswith(begins)), None)
         what = what or f"not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}): save it as UTF-8"

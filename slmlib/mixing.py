@@ -104,7 +104,7 @@ def counted(
     }
     there = {}
     for split, (ids, looks) in splits.items():
-        of = _features(models, ids), torch.stack([model.nll(ids) for model in models], 1)
+        of = _of_counts(models, ids)
         for name, look in zip((split, "whole"), looks, strict=False):
             there[name] = Counted(*(look.of(values, context) for values in of), sum(_highest(models).sizes))
     return there
@@ -112,6 +112,11 @@ def counted(
 
 def _highest(models: Sequence[KneserNey]) -> KneserNey:
     return max(models, key=lambda model: model.order)
+
+
+def _of_counts(models: Sequence[KneserNey], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """x of the history of each token, (N, F), and its NLL under each model, (N, orders)."""
+    return _features(models, ids), torch.stack([model.nll(ids) for model in models], 1)
 
 
 def _features(models: Sequence[KneserNey], ids: Tensor) -> Tensor:
@@ -170,8 +175,8 @@ class Mixture:
         """
         T = self.network.config.context
         alone = token_nll(self.network, ids, evaluation)
-        parts = [alone, *(evaluation.of(model.nll(ids), T) for model in self.counts)]
-        return alone, self.gate.nll(evaluation.of(_features(self.counts, ids), T), torch.stack(parts, 1))
+        x, nll = (evaluation.of(values, T) for values in _of_counts(self.counts, ids))
+        return alone, self.gate.nll(x, torch.cat((alone[:, None], nll), 1))
 
 
 explain(globals())

@@ -140,7 +140,8 @@ def attempt(
     some = [counts[n] for n in sorted({*mixing.ORDERS[unit], counting.order})]
     counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED, some)
     counted = {split: counted[split] for split in ("valid", "test")}
-    nll, size = mixing.together([], counted)["test"].mean().item(), counted["test"].size
+    gated, size = mixing.together([], counted), counted["test"].size
+    nll = gated["test"].mean().item()
     rows.append(Row(f"counting, {len(some)} orders mixed", nll, time.perf_counter() - began, 0.0, size, ""))
     if flops is None:
         # What is left, less what is not training: a second start of Python, the test, the samples.
@@ -185,7 +186,7 @@ def attempt(
     gate = mixing.Gate(counted["valid"].features, both["valid"])
     mixture = mixing.Mixture(networks[best], some, gate, corpus.train)
     nll = gate.nll(counted["test"].features, both["test"]).mean().item()
-    gained = mixing.together([], counted)["valid"].mean() - gate.nll(counted["valid"].features, both["valid"]).mean()
+    gained = gated["valid"].mean() - gate.nll(counted["valid"].features, both["valid"]).mean()
     if gained < LITTLE:
         say(f"on validation text the {_NETWORKS[best]} adds less than {LITTLE} nats to the counts")
     better = next(r for r in rows if r.model == _NETWORKS[best])

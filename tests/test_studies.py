@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slmlib import paper, recipes, stats, studies, verdicts
+from slmlib import paper, recipes, stats, studies, tryout, verdicts
 from slmlib.checkpoints import load_tensors
 from slmlib.experiments import RESULTS, Experiment, Store
 from slmlib.models import build
@@ -172,5 +172,5 @@ def test_a_budgets_curves_are_lowest_where_validation_says_and_only_when_all_run
 
 def test_the_published_weights_are_of_the_runs_that_are_named():
     for name, experiment in studies.published().items():
-        _, about = load_tensors(RESULTS / "weights" / studies.file_of(name), ("experiment", "unit", "vocabulary"))
+        _, about = load_tensors(RESULTS / "weights" / studies.file_of(name), tryout._ABOUT)
         assert Experiment.from_spec(json.loads(about["experiment"])) == experiment
