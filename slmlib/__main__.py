@@ -421,7 +421,7 @@ def try_(
         raise _refuse(f"{_LOST} ({error}): free some, or try with --workers 1") from None
     refused = None
     try:  # before the rows, since whoever reads them may have seen enough
-        tryout.keep(keep, found.network, found.experiment, corpus.vocabulary, found.mixture)
+        tryout.keep(keep, found.mixture, found.experiment, corpus.vocabulary)
     except NotWritten as error:
         refused = error
     rows = [asdict(row) for row in found.rows]

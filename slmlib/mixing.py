@@ -81,6 +81,10 @@ class Counted(NamedTuple):
     nll: Tensor  # (N, orders)
     size: int  # of the n-grams remembered: the highest order's, the others' among them
 
+    def beside(self, network: Tensor | None) -> Tensor:
+        """NLL of a network at these tokens, (N,), and of the counts, (N, 1 + orders); of the counts alone for None."""
+        return self.nll if network is None else torch.cat((network[:, None], self.nll), 1)
+
 
 def counted(
     corpus: Corpus, training: TrainingConfig, context: int, models: Sequence[KneserNey] = ()
@@ -138,10 +142,8 @@ def together(networks: Sequence[Losses], counting: Mapping[str, Counted], by_his
 
     They are of the tokens that were counted, in their order. If not ``by_history``, its weights are the same always.
     """
-    network = averaged(networks) if networks else None
-    nll = {
-        name: torch.cat((*([network[name][:, None]] if network else []), of.nll), 1) for name, of in counting.items()
-    }
+    network = averaged(networks) if networks else {}
+    nll = {name: of.beside(network.get(name)) for name, of in counting.items()}
     x = {name: of.features if by_history else torch.ones(len(of.features), 1) for name, of in counting.items()}
     gate = Gate(x["valid"], nll["valid"])
     return {name: gate.nll(x[name], of) for name, of in nll.items()}

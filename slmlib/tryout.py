@@ -52,10 +52,9 @@ class Row:
 
 
 class Tried(NamedTuple):
-    """All rows, the network with the lowest validation loss, the experiment that made it, and it mixed with counts."""
+    """All rows, the experiment whose network has the lowest validation loss, and that network mixed with counts."""
 
     rows: list[Row]
-    network: nn.Module
     experiment: Experiment
     mixture: mixing.Mixture
 
@@ -179,10 +178,7 @@ def attempt(
         if (often := recipes.passes(seen, tokens)) > 1.001 * recipes.PASSES:
             say(f"the {_NETWORKS[name]} passed over the text {often:.0f} times, perhaps too often: give more text")
     best, began = min(found, key=lambda name: found[name].valid.mean()), time.perf_counter()
-    both = {
-        split: torch.cat((torch.from_numpy(getattr(found[best], split))[:, None], of.nll), 1)
-        for split, of in counted.items()
-    }
+    both = {split: of.beside(torch.from_numpy(getattr(found[best], split))) for split, of in counted.items()}
     gate = mixing.Gate(counted["valid"].features, both["valid"])
     mixture = mixing.Mixture(networks[best], some, gate, corpus.train)
     nll = gate.nll(counted["test"].features, both["test"]).mean().item()
@@ -194,7 +190,7 @@ def attempt(
     remembered = size + better.parameters
     write = partial(generate, mixture, cache=isinstance(mixture.network, Transformer))
     rows.append(Row(f"{better.model} and counting", nll, took, better.flops, remembered, sample(write)))
-    return Tried(rows, networks[best], found[best].record.experiment, mixture)
+    return Tried(rows, found[best].record.experiment, mixture)
 
 
 def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:
@@ -240,25 +236,22 @@ def _expected(experiment: Experiment, corpus: Corpus) -> float:
 
 
 def keep(
-    path: str | os.PathLike,
-    model: nn.Module,
-    experiment: Experiment,
-    vocabulary: Vocabulary,
-    mixture: mixing.Mixture | None = None,
+    path: str | os.PathLike, model: nn.Module | mixing.Mixture, experiment: Experiment, vocabulary: Vocabulary
 ) -> None:
-    """Write a trained model with its experiment and its vocabulary, as safetensors.
+    """Write a trained network, or its mixture with counts, with its experiment and its vocabulary, as safetensors.
 
-    Of a mixture with it go along the gate, the orders of the counts, and the text that they are of.
+    Of a mixture the gate, the orders of the counts, and the text that they are of go along.
 
     Raises:
         NotWritten: if the file system refuses.
     """
     about = json.dumps(experiment.spec()), vocabulary.unit, json.dumps(vocabulary.tokens)
-    tensors = dict(model.state_dict())
-    if mixture is not None:
-        orders = torch.tensor([of.order for of in mixture.counts])
-        text = mixture.text.to(torch.int16 if len(vocabulary) <= 2**15 else torch.int32)
-        tensors |= dict(zip(_MIXTURE, (text, orders, mixture.gate.weights), strict=True))
+    mixed = isinstance(model, mixing.Mixture)
+    tensors = dict((model.network if mixed else model).state_dict())
+    if mixed:
+        orders = torch.tensor([of.order for of in model.counts])
+        text = model.text.to(torch.int16 if len(vocabulary) <= 2**15 else torch.int32)
+        tensors |= dict(zip(_MIXTURE, (text, orders, model.gate.weights), strict=True))
     save_tensors(Path(path), tensors, dict(zip(_ABOUT, about, strict=True)))
 
 

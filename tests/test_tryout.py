@@ -76,10 +76,12 @@ def test_counting_and_two_networks_are_tried_and_mixed(tried):
 
 def test_the_network_that_is_kept_is_validations_choice_and_scores_what_is_said(tried):
     corpus, found = tried
-    row = next(r for r in found.rows if found.network is not None and mixed_of(found) == f"{r.model} and counting")
+    row = next(r for r in found.rows if mixed_of(found) == f"{r.model} and counting")
     assert isinstance(found.experiment.model, {"MLP": MLPConfig, "transformer": TransformerConfig}[row.model])
-    assert evaluate(found.network, corpus.test, found.experiment.training.test) == pytest.approx(row.test_nll, abs=1e-5)
-    assert row.parameters == sum(p.numel() for p in found.network.parameters())
+    assert evaluate(found.mixture.network, corpus.test, found.experiment.training.test) == pytest.approx(
+        row.test_nll, abs=1e-5
+    )
+    assert row.parameters == sum(p.numel() for p in found.mixture.network.parameters())
     assert found.experiment.training.test == Evaluation(None, 1, 128)
 
 
@@ -145,7 +147,7 @@ def test_a_kept_model_comes_back(config, tried, tmp_path):
 
 def test_a_kept_mixture_scores_what_the_table_says_and_writes_what_it_wrote(tried, tmp_path):
     corpus, found = tried
-    tryout.keep(tmp_path / "both", found.network, found.experiment, corpus.vocabulary, found.mixture)
+    tryout.keep(tmp_path / "both", found.mixture, found.experiment, corpus.vocabulary)
     network, _, mixture = tryout.load(tmp_path / "both")
     alone, both = mixture.nll(corpus.test, found.experiment.training.test)
     assert both.mean().item() == pytest.approx(found.rows[-1].test_nll, abs=1e-6)
@@ -197,17 +199,17 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
 
 def test_score_gives_the_mean_nll_of_another_text(tried, tmp_path):
     (corpus, found), text = tried, tmp_path / "other.txt"
-    for name, mixture in (("both", found.mixture), ("alone", None)):
-        tryout.keep(tmp_path / name, found.network, found.experiment, corpus.vocabulary, mixture)
+    for name, model in (("both", found.mixture), ("alone", found.mixture.network)):
+        tryout.keep(tmp_path / name, model, found.experiment, corpus.vocabulary)
     text.write_text("the cat sat on a mat and saw dogs run " * 20, encoding="utf-8")
     ids = corpus.vocabulary.encode(text.read_text(encoding="utf-8"))
     rows = json.loads(command("score", tmp_path / "both", text, "--json").stdout)
     assert [row["nll"] for row in rows] == [nll.mean().item() for nll in found.mixture.nll(ids)]
-    assert all(row["tokens"] == len(ids) - found.network.config.context and row["unknown"] == 0 for row in rows)
+    assert all(row["tokens"] == len(ids) - found.mixture.network.config.context and row["unknown"] == 0 for row in rows)
     assert [row["model"] for row in rows] == [mixed_of(found).removesuffix(" and counting"), mixed_of(found)]
     shown = command("score", tmp_path / "alone", text).stdout
     assert f"{rows[0]['nll']:.3f}" in shown and "bits/char." in shown and "counting" not in shown
-    text.write_text("the cat"[: found.network.config.context], encoding="utf-8")
+    text.write_text("the cat"[: found.mixture.network.config.context], encoding="utf-8")
     assert "characters, and the network sees" in command("score", tmp_path / "both", text).stderr
     text.write_text("THE CAT " * 20, encoding="utf-8")
     assert "leave out: 'A', 'C', 'E', 'H', 'T'" in command("score", tmp_path / "both", text).stderr

@@ -49,7 +49,7 @@ def kept(tmp_path_factory, one_thread):
 
     model, ids, V = build(SHORT.model, len(corpus.vocabulary), seed=0), corpus.train[:300], len(corpus.vocabulary)
     mixture = Mixture(model, [KneserNey(2, V).fit(ids)], Gate.of(torch.rand(4, 2)), ids)
-    tryout.keep(folder / "model", model, SHORT, corpus.vocabulary, mixture)
+    tryout.keep(folder / "model", mixture, SHORT, corpus.vocabulary)
 
     def model_again():
         again, vocabulary, mixed = tryout.load(folder / "model")
