@@ -26,9 +26,10 @@ from .training import History, TrainingConfig, budget
 from .windows import random_stream
 
 __all__ = [  # what a chapter's first cell brings in
-    "agreement", "budget", "by_epoch", "cells", "change", "compare", "counted", "evidence", "finding", "gap", "judged",
-    "judgement", "mean", "pd", "plus_minus", "random_stream", "recorded", "records", "rerun", "sample", "say", "seed",
-    "signed", "start", "study", "train", "validation_curves", "verdict", "whole_split", "with_interval", "yardsticks",
+    "agreement", "budget", "by_epoch", "cells", "change", "compare", "counted", "evidence", "finding", "gap",
+    "judged", "judgement", "mean", "p_value", "pd", "plus_minus", "random_stream", "recorded", "records", "rerun",
+    "sample", "say", "seed", "signed", "start", "study", "train", "validation_curves", "verdict", "whole_split",
+    "with_interval", "yardsticks",
 ]  # fmt: skip
 
 STAND_IN = "python-docs"
@@ -168,7 +169,7 @@ def agreement(*labels: str) -> pd.DataFrame:
         line.label: {
             "ours": plus_minus(recorded(line.label)),
             "paper": f"{line.paper:.3f}",
-            "difference": signed(line.difference),
+            "difference": signed(line.difference, 4),
             "seeds": f"{line.seeds}",
             **{rule: "yes" if so else "no" for rule, so in line.agrees().items()},
         }
@@ -309,6 +310,11 @@ def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, l
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, as text: −0.012."""
     return f"{value:+.{integer('digits', digits, 0, 100)}f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """A p value as text: 0.028, < 0.001."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def with_interval(values: Sequence[float] | Estimate, digits: int = 3) -> str:

@@ -279,7 +279,7 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     return Explorer(
         "budget",
         "For each budget of FLOPs on Tiny Shakespeare what validation chose, trained as one trains today: an MLP, or a "
-        "transformer with short convolutions.",
+        "transformer with short convolutions. Narrow layers and small batches run slowly: FLOPs are not time.",
         [
             Control("Budget, FLOPs", [as_text(b) for b in budgets], min(4, len(budgets) - 1)),
             Control("What is counted", ["the model’s products", "Muon’s as well"], 0, "list"),
@@ -499,7 +499,7 @@ def learning(
 
     return Explorer(
         "learning",
-        "What the model writes as it learns: letters first, as often as they come, then words’ length, then words.",
+        "What the model writes as it learns: letter frequencies first, then word lengths, then words.",
         [Control("Step", [f"{n:,}" for n in looks], len(looks) - 1, "play")],
         frame,
     )

@@ -33,15 +33,19 @@ def table(judged: list[Verdict]) -> str:
         cells = []
         for reading in ("paper", "equal compute", "optimised"):
             asked = [v for v in judged if (v.claim, v.reading) == (claim, reading) and v.weakest]
-            cells.append(_cell(min(asked, key=lambda v: v.weakest.effect)) if asked else "–")
+            cells.append(_cell(asked) if asked else "–")
         lines.append(f"| {claim} | {name} | {' | '.join(cells)} | {CHAPTERS[claim]} |")
     return "\n".join(lines)
 
 
-def _cell(verdict: Verdict) -> str:
-    effect = verdict.weakest.effect
+def _cell(asked: list[Verdict]) -> str:
+    """The sign and the weakest effect of a claim's verdicts by one reading; at equal compute as budgets grow."""
+    signs = [_SIGNS.get(v.verdict, "≈") for v in sorted(asked, key=lambda v: v.flops or 0)]
+    if asked[0].reading == "equal compute" and len(asked) == 1:
+        signs = ["≈✓✗"[m.estimate.sign] for m in asked[0].contrasts]
+    effect = min(v.weakest.effect for v in asked)
     number = "0.00" if abs(effect) < 0.005 else f"{effect:+.2f}".replace("-", "−")
-    return f"{_SIGNS.get(verdict.verdict, '≈')} {number}"
+    return f"{' → '.join(dict.fromkeys(signs))} {number}"
 
 
 def mixtures(corpus: Corpus) -> dict[str, float]:

@@ -28,8 +28,8 @@ Word = Literal[
 CLAIMS = {
     "C1": ("nonlinear beats linear", "Nonlinear models dramatically outperform the linear baseline"),
     "C2": ("attention beats MLPs per FLOP", "Attention dominates MLPs per FLOP even at small scale"),
-    "C3": ("depth, too little trained, hurts", "More depth without sufficient optimisation degrades"),
-    "C4": ("context, too little trained, hurts", "More context without sufficient optimisation degrades"),
+    "C3": ("depth hurts when training is short", "More depth without sufficient optimisation degrades"),
+    "C4": ("context hurts when training is short", "More context without sufficient optimisation degrades"),
     "C5": ("rotary positions lose when small", "Rotary positions underperform learned ones in the small regime"),
     "C6": ("capacity must match compute", "Capacity must match compute: more parameters need more optimisation steps"),
     "C7": (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -273,7 +274,9 @@ def test_verdicts_as_json(judged):
 def test_the_table_has_a_row_a_claim_and_a_number_a_cell_at_most(judged):
     rows = [line.split("|")[1:-1] for line in screen.table(judged).splitlines()[2:]]
     assert [row[0].strip() for row in rows] == [f"C{i}" for i in range(1, 8)]
-    assert all(cell.strip() == "–" or len(cell.split()) == 2 for row in rows for cell in row[2:5])
+    cells = [cell.strip() for row in rows for cell in row[2:5]]
+    assert all(re.fullmatch(r"–|[✓✗≈⇄]( → [✓✗≈])* [+−]?\d\.\d\d", cell) for cell in cells), cells
+    assert [rows[i][3].split()[:3] for i in (1, 2)] == [["✗", "→", "≈"], ["✓", "→", "≈"]]  # up to 3e12, and beyond
 
 
 def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
