@@ -236,20 +236,24 @@ def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
 
 #: Less than the lowest rate on Muon's ladder.
 LOWER = 0.002
+#: What a search with ``LOWER`` on that ladder ends at, beside it, where that is elsewhere.
+_LOWER_ENDS: dict[float, Point] = {1e11: {"weight_decay": 0.1}, 3e11: {"layers": 3, "tokens": 64}}
 
 
 def lower(found: Found) -> dict[float, list[Experiment]]:
     """The blocks of seed 0 at ``LOWER``, by budget, where validation chose the lowest rate on Muon's ladder.
 
-    At 10¹¹ FLOPs, where a search with ``LOWER`` on that ladder ends elsewhere, ``SEEDS`` seeds of its end come after.
+    Where a search with ``LOWER`` on that ladder ends elsewhere, at 10¹¹ and 3·10¹¹ FLOPs, ``SEEDS`` seeds of its end
+    come after; it was followed no further.
     """
     there = {}
     for budget, point, _ in search("blocks", found):
         if point and point["muon_rate"] == _MUON[0]:
             point = {**point, "muon_rate": LOWER}
-            end = [{**point, "weight_decay": 0.1}] if budget == 1e11 else []
             there[budget] = [experiment("blocks", point, budget, 0)]
-            there[budget] += [experiment("blocks", p, budget, seed) for p in end for seed in range(SEEDS)]
+            if budget in _LOWER_ENDS:
+                end = point | _LOWER_ENDS[budget]
+                there[budget] += [experiment("blocks", end, budget, seed) for seed in range(SEEDS)]
     return there
 
 
