@@ -282,7 +282,7 @@ def scoreboard(
     if not all(evidence.paper.values()):
         raise _refuse(f"{results} holds too few records for the first screen")
     corpus = load_corpus("tiny_shakespeare")
-    counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus)[1])
+    counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus))
     mixed = screen.mixtures(corpus)
     text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, mixed)
     if not readme:

@@ -66,10 +66,8 @@ def number(name: str, value: Any, positive: bool = False, zero: bool = False) ->
         ValueError: if it is none; names it.
     """
     value = value.item() if isinstance(value, np.generic) else value
-    ok = not isinstance(value, bool) and isinstance(value, Real)
-    ok = ok and (value > 0 or (value == 0 and (zero or not positive)))
-    ok = ok and value <= sys.float_info.max and (positive or value < 1)
-    if not ok:
+    ok = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    if not ok or (value == 0 and positive and not zero) or (value >= 1 and not positive):
         kind = "positive number" + " or 0" * zero if positive else "number in [0, 1)"
         raise ValueError(f"{name} must be a {kind}, got {short(value)}")
     return float(value) + 0.0

@@ -13,12 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 from urllib.request import build_opener
 
 import numpy as np
@@ -194,7 +194,7 @@ PATIENCE = 30
 LARGEST = 50_000_000  # bytes; no corpus file has so many
 
 
-def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
+def _download(url: str, output: str, _pooch: object) -> None:
     """For pooch: fetch a URL into a file, with a bar and limits on the whole, not on each piece alone.
 
     A thread reads: a server that sends its headers a byte at a time would hold it for ever, and is left to it.
@@ -228,18 +228,18 @@ def _download(url: str, output: str | BinaryIO, _pooch: object) -> None:
 
     threading.Thread(target=read, daemon=True).start()
     options = {"unit": "B", "unit_scale": True, "leave": False, "disable": bool(os.environ.get("TQDM_DISABLE"))}
-    with ExitStack() as open_now:
-        open_now.callback(left.set)
-        file = output if hasattr(output, "write") else open_now.enter_context(open(output, "wb"))
+    try:
         size = next_one(0)
-        bar = open_now.enter_context(tqdm(desc=url.rpartition("/")[2], total=size, **options))
-        while piece := next_one(bar.n):
-            file.write(piece)
-            bar.update(len(piece))
-            if bar.n > LARGEST:
-                raise ValueError(f"more than {LARGEST} bytes came")
+        with open(output, "wb") as file, tqdm(desc=url.rpartition("/")[2], total=size, **options) as bar:
+            while piece := next_one(bar.n):
+                file.write(piece)
+                bar.update(len(piece))
+                if bar.n > LARGEST:
+                    raise ValueError(f"more than {LARGEST} bytes came")
         if size and bar.n < size:
             raise ConnectionError(f"the connection was closed after {bar.n} of {size} bytes")
+    finally:
+        left.set()
 
 
 def _read(file: str) -> str:
@@ -259,12 +259,10 @@ def _tiny_shakespeare(name: str) -> Corpus:
 
 
 def _words(name: str) -> Corpus:
-    folder = name.removesuffix("-eos")
-    train, valid, test = (_read(f"{folder}/{split}.txt") for split in ("train", "valid", "test"))
-    if folder != name:
-        train, valid, test = (text.replace("\n", " <eos> ") for text in (train, valid, test))
-    vocabulary = Vocabulary(tuple(sorted(set(train.split()))), "word")
-    return Corpus(name, *map(vocabulary.encode, (train, valid, test)), vocabulary)
+    folder, end = name.removesuffix("-eos"), " <eos> " if name.endswith("-eos") else "\n"
+    splits = [_read(f"{folder}/{split}.txt").replace("\n", end) for split in ("train", "valid", "test")]
+    vocabulary = Vocabulary(tuple(sorted(set(splits[0].split()))), "word")
+    return Corpus(name, *map(vocabulary.encode, splits), vocabulary)
 
 
 @cache
@@ -342,9 +340,8 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
         OSError: if the file cannot be read.
     """
     path, unit = Path(path), choice("unit", unit, ("character", "word"))
-    named, data = plain(path), _bytes(path)
-    text = _line_feeds(_text(path, data))
-    tokens = _tokens(text, unit)
+    named, (text, data) = plain(path), _text(path)
+    tokens = _tokens(_line_feeds(text), unit)
     if len(tokens) < LEAST_TOKENS:
         raise ValueError(
             f"{named} holds {len(tokens):,} {unit}s, and {LEAST_TOKENS:,} are the least that can be split, trained and "
@@ -372,8 +369,7 @@ def read_ids(path: str | os.PathLike, vocabulary: Vocabulary) -> tuple[Tensor, T
         ValueError: if the file is binary or not UTF-8, also.
         OSError: if the file cannot be read.
     """
-    path = Path(path)
-    return known_ids(_text(path, _bytes(path)), vocabulary, plain(path))
+    return known_ids(_text(Path(path))[0], vocabulary, plain(path))
 
 
 def known_ids(text: str, vocabulary: Vocabulary, name: str = "text") -> tuple[Tensor, Tensor]:
@@ -401,15 +397,12 @@ def _tokens(text: str, unit: str) -> Sequence[str]:
     return text if unit == "character" else text.split()
 
 
-def _bytes(path: Path) -> bytes:
+def _text(path: Path) -> tuple[str, bytes]:
+    """What a file says, and its bytes."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except ValueError:  # a zero byte in its name
         raise ValueError(f"path must be the name of a file, got {short(str(path))}") from None
-
-
-def _text(path: Path, data: bytes) -> str:
-    """What a file's bytes say."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -418,7 +411,7 @@ def _text(path: Path, data: bytes) -> str:
         raise ValueError(f"{plain(path)} is {what}, or give a text file") from None
     if "\0" in text:
         raise ValueError(f"{plain(path)} is a binary file (a zero byte at position {data.index(0)}): give a text file")
-    return text
+    return text, data
 
 
 explain(globals())

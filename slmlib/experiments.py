@@ -152,9 +152,8 @@ class Record:
     more: dict[str, Any] = field(default_factory=dict)  # fields of a later version, kept as they are
 
     def to_json(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["experiment"], more = self.experiment.spec(), values.pop("more")
-        values = {"key": self.experiment.key, **values, **more}
+        values = {"key": self.experiment.key, **vars(self), "experiment": self.experiment.spec()}
+        values |= values.pop("more")
         return json.dumps({**values, "sha256": _checksum(values)}, indent=1) + "\n"
 
     @classmethod
@@ -289,16 +288,12 @@ class Store:
         return record
 
     def put(self, record: Record) -> None:
-        """Keep a record.
-
-        Raises:
-            NotWritten: if the file system refuses, as ``put_losses`` does.
-        """
+        """Keep a record, or raise ``NotWritten``."""
         partial = self.running(record.experiment, "json.partial")
         write_whole(self.path(record.experiment), record.to_json().encode(), partial)
 
     def put_losses(self, experiment: Experiment, losses: Mapping[str, Tensor], sample: str) -> None:
-        """Keep what ``token_losses`` gave, and a text."""
+        """Keep what ``token_losses`` gave, and a text, or raise ``NotWritten``."""
         halves, partial = {name: nll.half() for name, nll in losses.items()}, self.running(experiment, "losses.partial")
         save_tensors(self._losses_path(experiment), halves, {"sample": sample}, experiment.key, partial=partial)
 

@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from html import escape
 from itertools import product
 from math import log10
@@ -290,19 +290,16 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
 
 
 def _own_budget(typed: str, found: Mapping[Experiment, Record]) -> str:
-    """What to train for FLOPs that the reader typed, and how long that takes on this machine: 20 steps are tried."""
+    """What to train for FLOPs that the reader typed, and how long that takes on this machine: some steps are tried."""
     try:
         flops, corpus = float(typed), load_corpus("tiny_shakespeare")
         wanted = recipes.best_under(flops, corpus, found=found)
     except (ValueError, CorpusUnavailable) as error:
         return f"<p>{escape(str(error))}</p>"
-    few = {"epochs": 1, "windows_per_epoch": 20 * wanted.training.batch, "eval_windows": 100, "valid_from": None}
-    tried = replace(wanted, training=replace(wanted.training, **few, whole_stride=1000))
-    record = trained(tried, corpus, progress=False)[-1]
-    seconds = record.seconds["training"] * wanted.flops() / tried.flops()
+    parameters = n_parameters(build(wanted.model, len(corpus.vocabulary), seed=0)).total
     return (
-        f"<p>{as_text(flops)} FLOPs, {_clock(seconds)} on one core of this machine, by 20 steps made just now: train "
-        f"{_described(wanted)}, {record.parameters:,} parameters.</p>"
+        f"<p>{as_text(flops)} FLOPs, {_clock(tryout.expected(wanted, corpus))} on one core of this machine, by steps "
+        f"made just now: train {_described(wanted)}, {parameters:,} parameters.</p>"
     )
 
 
@@ -331,9 +328,8 @@ def _clock(seconds: float) -> str:
     return f"about {seconds:.0f} seconds" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
 
 
-def counting(corpus: Corpus | None = None) -> Explorer:
+def counting(corpus: Corpus) -> Explorer:
     """What counts of each order expect after a prompt, and how much of the prompt they have seen before."""
-    corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
     models = list(of_orders(range(1, 8), len(corpus.vocabulary), corpus.train).values())
     ends = [400 + 37 * i for i in range(12)]
     prompts = [corpus.vocabulary.decode(corpus.test[e - 24 : e]) for e in ends]
@@ -505,9 +501,8 @@ def learning(
     )
 
 
-def lottery(evidence: Evidence | None = None) -> Explorer:
+def lottery(evidence: Evidence) -> Explorer:
     """One run of each, drawn at random: which side of a claim wins, and how often over all pairs of runs."""
-    evidence = Evidence.read() if evidence is None else evidence
     asked = [(verdict, one) for verdict in judge(evidence) if verdict.reading == "paper" for one in verdict.contrasts]
     draws = 24
     order = {

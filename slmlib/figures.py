@@ -14,7 +14,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
 from .checks import explain
-from .stats import Estimate, Lowest, half_interval, paired
+from .stats import Estimate, Lowest, paired
 from .training import History
 
 INK, PALE = "#3d3d3d", "#767676"  # text, and what stands back: both at least 4.5 : 1 on the page
@@ -127,7 +127,7 @@ def lines(
         for x, seeds in runs.items():
             if len(seeds) > 1:
                 ax.plot([x] * len(seeds), seeds, ".", color=colour, ms=4, alpha=0.6)
-        half = [half_interval(seeds) if len(seeds) > 2 else 0.0 for seeds in runs.values()]
+        half = [(e := paired(seeds)).high - e.effect if len(seeds) > 2 else 0.0 for seeds in runs.values()]
         means = [float(y.mean()) for y in runs.values()]
         ax.errorbar(list(runs), means, half if any(half) else None, color=colour, ms=5, capsize=3, elinewidth=1.2,
                     marker=marker if len(runs) <= 20 else None)  # fmt: skip

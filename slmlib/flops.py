@@ -96,33 +96,25 @@ def forward_flops(
     }
 
 
-def flops_per_window(
-    config: Config, vocab_size: int, ledger: Ledger = "needed", backward: bool = True, scored: Scored = "last"
-) -> int:
-    """FLOPs of one window in a ledger (see ``forward_flops``): of training, or of the forward pass alone.
+def flops_per_window(config: Config, vocab_size: int, ledger: Ledger = "needed", scored: Scored = "last") -> int:
+    """FLOPs of one training window in a ledger (see ``forward_flops``).
 
     Training is three times the forward pass, except in the paper's figure, which knows no backward pass.
-
-    Raises:
-        ValueError: as ``forward_flops`` does.
     """
     forward = sum(forward_flops(config, vocab_size, ledger, scored).values())
-    return forward if ledger == "paper" or not backward else 3 * forward
+    return forward if ledger == "paper" else 3 * forward
 
 
+@cache
 def muon_flops(config: Config, vocab_size: int) -> int:
     """FLOPs of Muon's own matrix products in a step, which no ledger holds, whatever the batch.
 
     Each matrix between embedding and head, m by n with m the smaller, goes through five Newton-Schulz iterations
     (Jordan et al., 2024) of three products: X Xᵀ, 2m²n; its square, 2m³; that times X, 2m²n.
     """
-    return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in _hidden_shapes(config, vocab_size))
-
-
-@cache
-def _hidden_shapes(config: Config, vocab_size: int) -> list[list[int]]:
     with torch.device("meta"):  # shapes without numbers
-        return [sorted(p.shape) for p in hidden_matrices(build(config, vocab_size))]
+        shapes = [sorted(p.shape) for p in hidden_matrices(build(config, vocab_size))]
+    return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
 
 
 def count_flops(model: nn.Module, tokens: Tensor, targets: Tensor, backward: bool = True) -> int:

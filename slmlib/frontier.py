@@ -137,13 +137,12 @@ def rates_tried(family: str, budget: float, found: Found) -> list[float]:
 
 def best_rate(family: str, budget: float, found: Found) -> float | None:
     """The learning rate with the lowest validation loss at a budget, of those tried; None while some are to be run."""
-    tried = rates_tried(family, budget, found)
-    return _best(family, budget, tried, found) if tried else None
+    return _best(family, budget, rates_tried(family, budget, found), found)
 
 
 def _best(family: str, budget: float, rates: Sequence[float], found: Found) -> float | None:
     records = {rate: found.get(at_cost(family, budget, rate, 0)) for rate in rates}
-    if None in records.values():
+    if not records or None in records.values():
         return None
     return min(records, key=lambda rate: min(records[rate].valid))
 
@@ -254,18 +253,13 @@ def compare(
     """
     made = []
     for budget in budgets or budgets_of(there, [*worse, *better]):
-        chosen: list[Cell] = []
-        like = []
-        for families in (worse, better):
-            names = {family.name for family in families}
-            cell = best_within((c for (name, b), c in there.items() if name in names), budget, ledger)
-            if cell is None:  # nothing of theirs is so cheap
-                break
-            chosen.append(cell)
-            kin = {family.name for family in of(cell.family.architecture)}
-            like.append([c.losses for (name, b), c in there.items() if name in kin and b == cell.budget])
-        if len(chosen) == 2:
-            made.append(Comparison(budget, *chosen, unpaired_pooled(chosen[0].losses, chosen[1].losses, tuple(like))))
+        sides = [best_within((c for c in there.values() if c.family in f), budget, ledger) for f in (worse, better)]
+        if None not in sides:  # else nothing of theirs is so cheap
+            like = tuple(
+                [c.losses for c in there.values() if c.family in of(s.family.architecture) and c.budget == s.budget]
+                for s in sides
+            )
+            made.append(Comparison(budget, *sides, unpaired_pooled(*(s.losses for s in sides), like)))
     return made
 
 

@@ -79,7 +79,6 @@ class Counted(NamedTuple):
 
     features: Tensor  # (N, F)
     nll: Tensor  # (N, orders)
-    size: int  # of the n-grams remembered: the highest order's, the others' among them
 
     def beside(self, network: Tensor | None) -> Tensor:
         """NLL of a network at these tokens, (N,), and of the counts, (N, 1 + orders); of the counts alone for None."""
@@ -100,18 +99,10 @@ def counted(
         context: of the network that they are mixed with.
         models: fitted on the train split; those of ``ORDERS`` if there are none.
     """
-    orders = () if models else ORDERS[corpus.vocabulary.unit]
-    models = [*models, *of_orders(orders, len(corpus.vocabulary), corpus.train).values()]
-    splits = {
-        "valid": (corpus.valid, [training.validation]),
-        "test": (corpus.test, [training.test, training.whole_test]),
-    }
-    there = {}
-    for split, (ids, looks) in splits.items():
-        of = _of_counts(models, ids)
-        for name, look in zip((split, "whole"), looks, strict=False):
-            there[name] = Counted(*(look.of(values, context) for values in of), sum(_highest(models).sizes))
-    return there
+    models = models or [*of_orders(ORDERS[corpus.vocabulary.unit], len(corpus.vocabulary), corpus.train).values()]
+    valid, test = (_of_counts(models, ids) for ids in (corpus.valid, corpus.test))
+    looks = {"valid": (valid, training.validation), "test": (test, training.test), "whole": (test, training.whole_test)}
+    return {name: Counted(*(look.of(x, context) for x in of)) for name, (of, look) in looks.items()}
 
 
 def _highest(models: Sequence[KneserNey]) -> KneserNey:

@@ -239,11 +239,6 @@ class Attention(nn.Module):
             past |= {"keys": k, "values": v}
         return self.out((self.dropout(attention_weights(q, k)) @ v).transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor) -> Tensor:
-        """The attention weights (B, H, T, T): row t is where position t looks."""
-        q, k, _ = self.project(x)
-        return attention_weights(q, k)
-
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """Where each query looks: softmax(q kᵀ / √D) over its own position and those before it.
@@ -385,7 +380,8 @@ class Transformer(nn.Module):
         with evaluating(self):
             x, maps = self._embed(tokens), []
             for block in self.blocks:
-                maps.append(block.attention.weights(block.attended(x)))
+                q, k, _ = block.attention.project(block.attended(x))
+                maps.append(attention_weights(q, k))
                 x = block(x)
         return torch.stack(maps)
 
@@ -449,9 +445,8 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices between embedding and head: those that Muon updates."""
-    outer = [m for m in model.modules() if isinstance(m, nn.Embedding) or m is model.head]
-    outer = {id(p) for m in outer for p in m.parameters()}
-    return [p for p in model.parameters() if p.dim() == 2 and id(p) not in outer]
+    outer = {p for m in model.modules() if isinstance(m, nn.Embedding) or m is model.head for p in m.parameters()}
+    return [p for p in model.parameters() if p.dim() == 2 and p not in outer]
 
 
 class ParameterCount(NamedTuple):

@@ -52,6 +52,8 @@ class KneserNey:
         ValueError: for an order or vocabulary that is no integer of at least 1.
     """
 
+    _lower_by_kinds = True  # c of a lower order is after how many different tokens; else how often
+
     def __init__(self, order: int, vocab_size: int):
         self.order, self.vocab_size = integer("order", order), integer("vocab_size", vocab_size)
         self._levels: list[_Level] = []
@@ -86,8 +88,8 @@ class KneserNey:
         """Itself, with the probabilities that follow from the n-grams up to its order."""
         self._levels = []
         for n, (keys, counts, _, history) in enumerate(grams[: self.order], start=1):
-            if n < self.order:
-                counts = self._of_lower(counts, grams[n].suffix)
+            if n < self.order and self._lower_by_kinds:
+                counts = np.bincount(grams[n].suffix, minlength=len(counts))
             discounts = self._discounts(counts)[np.minimum(counts, 3)]
             histories = len(grams[n - 2].keys) if n > 1 else 1
             total = np.bincount(history, counts, histories)
@@ -98,10 +100,6 @@ class KneserNey:
         if not self._levels:
             raise ValueError(f"this {type(self).__name__} has counted nothing yet: call fit first")
         return token_ids(ids, self.vocab_size, name).cpu().numpy()
-
-    def _of_lower(self, counts: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
-        """The counts of a lower order, of how often an n-gram occurs and of the suffixes of all one longer."""
-        return np.bincount(suffixes, minlength=len(counts))
 
     @staticmethod
     def _discounts(counts: np.ndarray) -> np.ndarray:
@@ -155,11 +153,7 @@ class KneserNey:
             shorter = np.concatenate((np.full(min(n - 1, len(tokens)), -1), np.where(seen, at, -1)))
 
     def next_token(self, context: Tensor) -> Tensor:
-        """p of every token after 1-D ``context``, of which the last n - 1 ids count: (V,) float64, summing to 1.
-
-        Raises:
-            ValueError: as ``nll`` does.
-        """
+        """``next_tokens`` of a single 1-D ``context``: (V,) float64, summing to 1."""
         return self.next_tokens(token_ids(context, self.vocab_size, "context")[None])[0]
 
     def next_tokens(self, contexts: Tensor) -> Tensor:
@@ -238,12 +232,11 @@ class Additive(KneserNey):
         ValueError: as ``KneserNey``, and for an alpha that is not positive and finite.
     """
 
+    _lower_by_kinds = False
+
     def __init__(self, order: int, vocab_size: int, alpha: float = 1.0):
         super().__init__(order, vocab_size)
         self.alpha = number("alpha", alpha, positive=True)
-
-    def _of_lower(self, counts: np.ndarray, suffixes: np.ndarray) -> np.ndarray:
-        return counts
 
     @staticmethod
     def _discounts(counts: np.ndarray) -> np.ndarray:

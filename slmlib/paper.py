@@ -133,11 +133,10 @@ def records(store: Store, seeds: int | None = None) -> dict[str, dict[int, Recor
     Of the first so many seeds; if None of as many as the book publishes, so that a verdict does not depend on when
     one stops.
     """
-    found: dict[str, dict[int, Record]] = {}
-    for r in RUNS:
-        by_seed = {s: store.get(r.experiment(s)) for s in each_seed(seeds or r.seeds)}
-        found[r.label] = {s: record for s, record in by_seed.items() if record is not None}
-    return found
+    return {
+        r.label: {s: record for s in each_seed(seeds or r.seeds) if (record := store.get(r.experiment(s)))}
+        for r in RUNS
+    }
 
 
 def differences(found: Records) -> dict[str, list[float]]:

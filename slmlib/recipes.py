@@ -217,7 +217,7 @@ def descend(
 def today(seeds: int = SEEDS, found: Found | None = None) -> list[Experiment]:
     """Each architecture at each budget: the runs by which its settings are chosen, then other seeds of the choice.
 
-    What is asked depends on what is found, as in ``studies.frontier``.
+    What is asked depends on what is found, as in ``frontier.frontier``.
     """
     found, wanted = found or {}, []
     for architecture in LARGEST:
@@ -319,17 +319,14 @@ def chosen(found: Found) -> dict[tuple[str, float], Point]:
 
 def _seeds(found: Found, architecture: str, point: Point, budget: float) -> dict[int, Record]:
     """The records of a point, by seed."""
-    of = {seed: found.get(experiment(architecture, point, budget, seed)) for seed in range(_MOST_SEEDS)}
-    return {seed: record for seed, record in of.items() if record is not None}
+    of = {seed: experiment(architecture, point, budget, seed) for seed in range(_MOST_SEEDS)}
+    return {seed: found[run] for seed, run in of.items() if run in found}
 
 
 def runs(found: Found, seeds: int = SEEDS) -> dict[tuple[str, float], list[Record]]:
     """The records of each choice, by architecture and budget, where there are so many seeds at least."""
-    there = {}
-    for (architecture, budget), point in chosen(found).items():
-        if len(records := [*_seeds(found, architecture, point, budget).values()]) >= seeds:
-            there[architecture, budget] = records
-    return there
+    there = {key: [*_seeds(found, key[0], point, key[1]).values()] for key, point in chosen(found).items()}
+    return {key: records for key, records in there.items() if len(records) >= seeds}
 
 
 def losses(found: Found, kept: Store) -> dict[tuple[str, float], list[dict[str, Tensor]]]:
@@ -365,13 +362,12 @@ def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Reco
     return front
 
 
-def best(flops: float, found: Found | None = None, seeds: int = SEEDS) -> list[Record]:
-    """Of all that was trained with so many seeds at least, within a budget to a thousandth: validation's best, by seed.
+def best(flops: float, found: Found | None = None) -> list[Record]:
+    """Of all that was trained with ``SEEDS`` seeds, within a budget to a thousandth: validation's best, by seed.
 
     Args:
         flops: of training's matrix products.
         found: records to choose from; if None those published that look at the same text (``LOOKS``).
-        seeds: how many at least.
 
     Raises:
         ValueError: if there is none within that budget.
@@ -385,7 +381,7 @@ def best(flops: float, found: Found | None = None, seeds: int = SEEDS) -> list[R
     there = [
         records
         for records in by_seed.values()
-        if len(records) >= seeds and max(r.flops["counted"] for r in records) <= 1.001 * flops  # of whole windows
+        if len(records) >= SEEDS and max(r.flops["counted"] for r in records) <= 1.001 * flops  # of whole windows
     ]
     if not there:
         raise ValueError(f"no recorded choice costs {flops:.3g} FLOPs or less; the smallest budget is {BUDGETS[0]:.0e}")

@@ -35,15 +35,6 @@ def student(free: float) -> float:
     return float(stdtrit(free, 0.975))
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) / sqrt(len(values))
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of a mean, by Student's t; needs two values or more."""
-    return student(len(values) - 1) * _standard_error(values)
-
-
 def paired(differences: Sequence[float]) -> Estimate | None:
     """The mean of differences, seed by seed, by the one-sample t test; None for fewer than two."""
     if len(differences) < 2:
@@ -92,7 +83,7 @@ def _estimate(effect: float, error: float, free: float, spread: float, seeds: Se
 
 def equivalence(differences: Sequence[float], margin: float) -> float:
     """p of two one-sided t tests (Schuirmann, 1987): small if the mean difference is within ± ``margin``."""
-    error, free = _standard_error(differences), len(differences) - 1
+    error, free = float(np.std(differences, ddof=1)) / sqrt(len(differences)), len(differences) - 1
     beyond = abs(fmean(differences)) - margin
     return float(stdtr(free, beyond / error)) if error else float(beyond >= 0)
 

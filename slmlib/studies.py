@@ -79,7 +79,7 @@ class Change(NamedTuple):
     name: str
     model: Mapping[str, Any] = MappingProxyType({})
     training: Mapping[str, Any] = MappingProxyType({})
-    rates: tuple[float, ...] = ()  # of Adam and, where it is in use, of Muon; none: those before it stay
+    rates: tuple[float, ...] = ()  # of Adam and, where it is in use, of Muon; each has some
 
 
 #: What each run of ``gain`` costs, in FLOPs of training's matrix products, and how many seeds it has.

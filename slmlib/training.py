@@ -146,7 +146,7 @@ class History:
     @property
     def best_epoch(self) -> int:
         """The epoch, counted from 1, whose weights the model has now."""
-        return min(range(len(self.valid)), key=self.valid.__getitem__) + 1
+        return self.valid.index(min(self.valid)) + 1
 
 
 class Run:
@@ -362,13 +362,9 @@ def evaluate(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batc
     return sums.sum().item() / len(evaluation.scored(len(ids), model.config.context))
 
 
-def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE, batch: int = 64) -> Tensor:
-    """NLL of each token that ``evaluate`` takes the mean of, in nats, on the CPU: float32 at least.
-
-    Raises:
-        ValueError: as ``evaluate`` does.
-    """
-    return _losses(model, ids, evaluation, batch, "none").cpu()
+def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE) -> Tensor:
+    """NLL of each token that ``evaluate`` averages, in nats, on the CPU: float32 at least. It raises the same."""
+    return _losses(model, ids, evaluation, 64, "none").cpu()
 
 
 def token_losses(model: nn.Module, corpus: Corpus, training: TrainingConfig) -> dict[str, Tensor]:

@@ -139,7 +139,7 @@ def attempt(
     some = [counts[n] for n in sorted({*mixing.ORDERS[unit], counting.order})]
     counted = mixing.counted(corpus, looks, recipes.FIRST_SCORED, some)
     counted = {split: counted[split] for split in ("valid", "test")}
-    gated, size = mixing.together([], counted), counted["test"].size
+    gated, size = mixing.together([], counted), sum(some[-1].sizes)  # the lower orders' n-grams among the highest's
     nll = gated["test"].mean().item()
     rows.append(Row(f"counting, {len(some)} orders mixed", nll, time.perf_counter() - began, 0.0, size, ""))
     if flops is None:
@@ -170,7 +170,6 @@ def attempt(
         rows.append(
             Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
         )
-    for name, of in found.items():
         seen, tokens = of.record.experiment, len(corpus.train)
         steps = seen.training.epochs * seen.training.steps_per_epoch
         if steps < FEW_STEPS:
@@ -209,19 +208,19 @@ def _fitted(corpus: Corpus, architecture: str, seconds: float, seed: int) -> Exp
     """The experiment for so many seconds here: chosen by the records' times, corrected by how long its steps take."""
     until = time.perf_counter() + seconds
     experiment, took = recipes.best_within(seconds, corpus, architecture, seed=seed)
-    expected = _expected(experiment, corpus)
-    if expected > 1.25 * took:  # slower than where the records were made, by its processor or by its vocabulary
+    needed = expected(experiment, corpus)
+    if needed > 1.25 * took:  # slower than where the records were made, by its processor or by its vocabulary
         with suppress(ValueError):  # where none is as fast, that one, cut short
-            experiment, took = recipes.best_within(seconds * took / expected, corpus, architecture, seed=seed)
-            expected = _expected(experiment, corpus)
-    more = (until - time.perf_counter()) / expected
+            experiment, took = recipes.best_within(seconds * took / needed, corpus, architecture, seed=seed)
+            needed = expected(experiment, corpus)
+    more = (until - time.perf_counter()) / needed
     most = recipes.PASSES / recipes.passes(experiment, len(corpus.train))
     training = experiment.training
     windows = max(training.batch, round(training.windows_per_epoch * min(more, most)))
     return replace(experiment, training=replace(training, windows_per_epoch=windows))
 
 
-def _expected(experiment: Experiment, corpus: Corpus) -> float:
+def expected(experiment: Experiment, corpus: Corpus) -> float:
     """How many seconds its training will take here, by some steps and a little of its validation."""
     training, stamps = experiment.training, []
     model = build(experiment.model, len(corpus.vocabulary), seed=experiment.seed)

@@ -121,6 +121,7 @@ class Read(NamedTuple):
     of: Callable[[Record], float]
 
 
+VALID = Read("validation", lambda record: min(record.valid))
 TEST = Read("test", lambda record: record.test_nll)
 WHOLE = Read("whole test split", lambda record: record.test_nll_whole)
 #: After the last epoch; the kept weights' where a record does not say.
@@ -174,10 +175,10 @@ class Contrast:
         return one and Measured(self.says, one, self.paper, self.note, (tuple(a), tuple(b)))
 
 
-def _worse(worse: str, better: str, read: Read = TEST, paired: bool = True, note: str = "") -> Contrast:
+def _worse(worse: str, better: str, read: Read = TEST, paired: bool = True) -> Contrast:
     reported = read is TEST and {worse, better} <= {r.label for r in paper.RUNS}
     figure = paper.run(worse).test_nll - paper.run(better).test_nll if reported else None
-    return Contrast((worse, read), (better, read), figure, paired, note)
+    return Contrast((worse, read), (better, read), figure, paired)
 
 
 def cost_ratio(label: str, epochs: int, ledger: str) -> float:
@@ -281,16 +282,13 @@ class Verdict:
 
     def to_dict(self) -> dict:
         """As JSON: the weakest contrast's effect and interval, and all contrasts."""
-        weakest = self.weakest
-        numbers = {k: getattr(weakest, k) if weakest else None for k in ("effect", "low", "high")}
-        every = [
-            {"says": m.says, **{k: getattr(m.estimate, k) for k in ("effect", "low", "high", "p", "n")}}
-            for m in self.contrasts
-        ]
-        budget = {} if self.flops is None else {"flops": self.flops}
-        return {"claim": self.claim, "reading": self.reading, "verdict": self.verdict, **numbers, **budget} | {
-            "contrasts": every
-        }
+        found = {"claim": self.claim, "reading": self.reading, "verdict": self.verdict}
+        found |= {k: getattr(self.weakest, k, None) for k in ("effect", "low", "high")}
+        if self.flops is not None:
+            found["flops"] = self.flops
+        numbers = ("effect", "low", "high", "p", "n")
+        every = [{"says": m.says, **{k: getattr(m.estimate, k) for k in numbers}} for m in self.contrasts]
+        return {**found, "contrasts": every}
 
 
 def _word(found: Sequence[Measured], wanted: int) -> Word:
@@ -342,10 +340,8 @@ def judge(
 
 
 def _compared(c: frontier.Comparison) -> Measured:
-    says = f"{c.worse.family.name} − {c.better.family.name}"
-    return Measured(
-        says, c.estimate, note=f"{c.flops:.0e} FLOPs", values=(tuple(c.worse.losses), tuple(c.better.losses))
-    )
+    says, values = f"{c.worse.family.name} − {c.better.family.name}", (tuple(c.worse.losses), tuple(c.better.losses))
+    return Measured(says, c.estimate, note=f"{c.flops:.0e} FLOPs", values=values)
 
 
 def _at_best(evidence: Evidence, reading: Reading) -> dict[str, list[Measured]]:
@@ -374,15 +370,11 @@ def mlp_against_blocks(today: Mapping[tuple[str, float], list[Record]]) -> dict[
     """
     found, largest = {}, max((b for a, b in today if a == "mlp"), default=0.0)
     for budget in sorted(b for a, b in today if a == "blocks" and b <= largest):
-        mlps = [records for (a, b), records in today.items() if a == "mlp" and b <= budget]
-        if not mlps:
-            continue
-        worse, better = (
-            [r.test_nll_whole for r in records]
-            for records in (min(mlps, key=recipes.validation), today["blocks", budget])
-        )
-        says, note = "best MLP − blocks", f"{budget:.0e} FLOPs, today's training"
-        found[budget] = Measured(says, unpaired(worse, better), note=note, values=(tuple(worse), tuple(better)))
+        if mlps := [records for (a, b), records in today.items() if a == "mlp" and b <= budget]:
+            sides = min(mlps, key=recipes.validation), today["blocks", budget]
+            values = tuple(tuple(map(WHOLE.of, records)) for records in sides)
+            note = f"{budget:.0e} FLOPs, today's training"
+            found[budget] = Measured("best MLP − blocks", unpaired(*values), note=note, values=values)
     return found
 
 
@@ -418,11 +410,7 @@ def gains(found: Found, changes: str) -> dict[str, Estimate]:
     return corrected({new: unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)})
 
 
-def _lowest_valid(record: Record) -> float:
-    return min(record.valid)
-
-
-def minima(found: Found, read: Callable[[Record], float] = _lowest_valid) -> dict[tuple[str, float], Lowest | None]:
+def minima(found: Found, read: Callable[[Record], float] = VALID.of) -> dict[tuple[str, float], Lowest | None]:
     """Where each curve of ``studies.shapes`` is lowest, by what varies and the budget, in what is read of a record.
 
     Of the curves whose runs are all there; None where a curve has no lowest point that is beyond chance.
@@ -475,10 +463,6 @@ def chance(evidence: Evidence) -> float:
     return student(sum(map(len, sides)) - 2) * unpaired(*sides).spread
 
 
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
-
-
 def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     """The numbers of the first screen: what was found, and what each line of advice rests on. Losses on the whole test.
 
@@ -513,7 +497,7 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     chain = gains(evidence.gain, "chain")
     small, large = 3e11, 3e12
     heavier = {}  # how many times the weights, which go as the square of the width, by what is read
-    for name, read in (("", _lowest_valid), ("_whole", WHOLE.of), ("_windows", TEST.of)):
+    for name, read in (("", VALID.of), ("_whole", WHOLE.of), ("_windows", TEST.of)):
         vertices = minima(evidence.shapes, read)
         power = growth({budget: vertices["width", budget] for budget in (small, large)}, dear).power
         heavier |= {f"heavier{name}{end}": 10 ** (2 * p) for end, p in zip(("", "_low", "_high"), power, strict=True)}
@@ -551,11 +535,11 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
         "convolved_least": min(saved.values()),
         "convolved_most": max(saved.values()),
         "early": fmean(r.test_nll for r in evidence.adamw["mlp", 3e10]),
-        "early_times": _two_digits(cost / 3e10),
+        "early_times": float(f"{cost / 3e10:.2g}"),
         "spared": fmean(r.test_nll_whole for r in evidence.adamw["mlp", recipes.CHARGED]),
         "today": fmean(r.test_nll_whole for r in evidence.today["blocks", dear]),
         "tuned": fmean(r.test_nll for r in cells["MLP T=4", 3e11].records),
-        "tuned_times": _two_digits(cost / 3e11),
+        "tuned_times": float(f"{cost / 3e11:.2g}"),
         "muon_mlp": muon["mlp"],
         "muon_blocks": muon["blocks"],
         "chance": chance(evidence),

@@ -94,11 +94,7 @@ class Evaluation(Checked):
         return range(first, first + (self.windows or there), self.stride)
 
     def mean(self, nll: Tensor, context: int = 0) -> float:
-        """The mean over the scored tokens of a counting model's NLL, (tokens,), one value for each of the split.
-
-        Raises:
-            ValueError: as ``scored`` does.
-        """
+        """The mean of ``of``: of a counting model's NLL, (tokens,), one value for each of the split."""
         return self.of(nll, context).mean().item()
 
     def of(self, nll: Tensor, context: int = 0) -> Tensor:

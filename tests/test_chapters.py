@@ -263,7 +263,7 @@ def test_a_line_over_seeds_goes_through_their_means_with_intervals():
     container = ax.containers[0]
     np.testing.assert_allclose(container.lines[0].get_xydata(), [[1, 3.1], [2, 2.0]])
     low, high = container.lines[2][0].get_segments()[0][:, 1]
-    assert (high - low) / 2 == pytest.approx(stats.half_interval([3.0, 3.2, 3.1]))
+    assert (high - low) / 2 == pytest.approx(stats.paired([3.0, 3.2, 3.1]).high - 3.1)
     drawn = [tuple(xy) for line in ax.lines for xy in line.get_xydata()]
     assert {(1, 3.0), (1, 3.2), (2, 2.5)} <= set(drawn)  # each seed, and the paper's figure
     plt.close(figure)
@@ -400,7 +400,7 @@ def test_losses_by_epoch():
 
 
 def test_numbers_as_text():
-    half = stats.half_interval([-0.1, -0.2, -0.15])
+    half = stats.paired([-0.1, -0.2, -0.15]).high + 0.15
     assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 (−{0.15 + half:.3f} to −{0.15 - half:.3f})"
     assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1), 1) == "+0.1 (+0.0 to +0.2)"
     assert chapters.signed(-0.0123) == "−0.012" and chapters.signed(2, 1) == "+2.0"

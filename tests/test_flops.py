@@ -53,7 +53,7 @@ COUNTED = [
 def test_every_variant_and_all_of_the_papers_runs_are_counted_exactly(config, vocab_size, scored):
     assert flops_per_window(config, vocab_size, scored=scored) == counted(config, vocab_size, scored)
     if vocab_size == 7:
-        forward = flops_per_window(config, vocab_size, backward=False, scored=scored)
+        forward = sum(forward_flops(config, vocab_size, scored=scored).values())
         assert 3 * forward == counted(config, vocab_size, scored, batch=3, backward=False)
 
 
@@ -103,14 +103,14 @@ def test_written_is_what_the_papers_layout_costs(label, backward):
         loss = F.cross_entropy(model(tokens), tokens[:, 0])
         if backward:
             loss.backward()
-    assert flops_per_window(run.model, V[run.corpus], "written", backward) == counter.get_total_flops()
+    assert flops_per_window(run.model, V[run.corpus], "written") == counter.get_total_flops() * (1 if backward else 3)
 
 
 @pytest.mark.parametrize("run", paper.RUNS, ids=lambda r: r.label)
 def test_the_papers_figure(run):
     closed = flops_per_window(run.model, V[run.corpus], "paper")
     assert closed == 2 * run.params * run.model.context
-    assert flops_per_window(run.model, V[run.corpus], "paper", backward=False) == closed
+    assert sum(forward_flops(run.model, V[run.corpus], "paper").values()) == closed
 
 
 def absorbed(attention, x):
@@ -157,7 +157,7 @@ def test_absorbed_is_what_regrouped_products_cost(positions, shape, backward):
 def test_only_the_last_layer_of_a_transformer_scored_at_one_position_absorbs():
     deep = replace(SMALL, layers=3)
     saved = [
-        flops_per_window(config, 7, "needed", backward=False) - flops_per_window(config, 7, "absorbed", backward=False)
+        flops_per_window(config, 7, "needed") - flops_per_window(config, 7, "absorbed")
         for config in (replace(deep, layers=1), deep)
     ]
     assert saved[0] == saved[1] > 0
@@ -181,7 +181,7 @@ def test_every_position_needs_all_that_is_written_and_the_head_everywhere():
 
 
 def test_components_sum_to_the_whole_and_name_the_paper_for_what_it_is():
-    assert sum(forward_flops(SMALL, 7).values()) == flops_per_window(SMALL, 7, backward=False)
+    assert 3 * sum(forward_flops(SMALL, 7).values()) == flops_per_window(SMALL, 7)
     assert forward_flops(SMALL, 7, "paper") == {"2 · parameters · T": 2 * n_parameters(build(SMALL, 7)).total * 12}
 
 

@@ -72,7 +72,7 @@ def test_equivalence_is_two_one_sided_tests():
 
 def test_the_interval_is_students_and_one_more_run_falls_into_the_prediction():
     low, high = scipy.t.interval(0.95, df=3, loc=mean(A), scale=scipy.sem(A))
-    assert stats.half_interval(A) == pytest.approx((high - low) / 2)
+    assert stats.paired(A).high - stats.paired(A).effect == pytest.approx((high - low) / 2)
     runs = np.random.default_rng(0).normal(0, 2, (2000, 6))
     half = [stats.prediction_half(stdev(some), 5) for some in runs[:, :5].tolist()]
     assert 0.93 < np.mean(abs(runs[:, 5] - runs[:, :5].mean(1)) < half) < 0.97

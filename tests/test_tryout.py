@@ -107,7 +107,7 @@ def test_a_budget_of_seconds_is_kept_to(file, monkeypatch):
 
 
 def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypatch):
-    monkeypatch.setattr(tryout, "_expected", lambda *arguments: 1e4)
+    monkeypatch.setattr(tryout, "expected", lambda *arguments: 1e4)
     run = tryout._fitted(tried[0], "blocks", 4.0, 0)
     assert run.training.windows_per_epoch == run.training.batch
 

@@ -35,7 +35,7 @@ def judged(evidence):
 @pytest.fixture(scope="module")
 def counting():
     try:
-        return counted(load_corpus("tiny_shakespeare"))[1][CONTEXT:].mean().item()
+        return counted(load_corpus("tiny_shakespeare"))[CONTEXT:].mean().item()
     except CorpusUnavailable:
         pytest.skip("Tiny Shakespeare cannot be had here")
 

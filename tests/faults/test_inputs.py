@@ -395,7 +395,7 @@ def test_whatever_the_command_line_is_given_it_answers_in_a_line(line):
         patch.setattr(command_line, "run_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(command_line, "process_pool", lambda workers: nullcontext())
         row = tryout.Row("[/b]", 1.0, 1.0, 0.0, 1, "[red]<script>")
-        kept = tryout.Tried([row], build(CONFIGS[0], 5), EXPERIMENTS[0], MIXTURE)
+        kept = tryout.Tried([row], EXPERIMENTS[0], MIXTURE)
         patch.setattr(tryout, "attempt", lambda *_: kept)
         with no_longer_than(60):
             result = CliRunner().invoke(command_line.app, line)
