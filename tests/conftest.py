@@ -2,13 +2,16 @@
 
 import json
 import multiprocessing
+import time
+from dataclasses import replace
 
 import pytest
 import safetensors
 import torch
 
 from slmlib import speed
-from slmlib.experiments import process_pool
+from slmlib.corpora import CorpusUnavailable, load_corpus
+from slmlib.experiments import Record, process_pool
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,30 @@ def epochs_in(checkpoint):
         return 0
 
 
+def made_up(experiment, test_nll=2 / 3, valid=None, **changes):
+    """A record of a run that never was."""
+    losses = [5.0] * experiment.training.epochs
+    values = {
+        **{"train": losses, "valid": valid or losses, "best_epoch": 1, "test_nll": test_nll},
+        **{"test_nll_whole": test_nll + 0.1, "parameters": 10, "parameters_without_embeddings": 8},
+        **{"flops": {"paper": 1e15 / 3, "counted": 7.0}, "seconds": {"training": 1.1, "testing": 0.3}},
+        **{"machine": {"processor": "an “abacus”", "threads": 1}, "versions": {"python": "3.11.7"}},
+    }
+    return Record(experiment, **{**values, **changes})
+
+
+def timeless(record, **also):
+    return replace(record, seconds={}, **also)
+
+
+def wait_until(what, going_on=lambda: True, said=str, pause=0.01):
+    """An error, with what is said, where nothing goes on that would bring it about, or for two minutes in vain."""
+    until = time.monotonic() + 120
+    while not what():
+        assert going_on() and time.monotonic() < until, said()
+        time.sleep(pause)
+
+
 def files_in(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
@@ -59,6 +86,14 @@ def same(a, b):
 
 def close(a, b, tolerance):
     torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="session")
+def shakespeare():
+    try:
+        return load_corpus("tiny_shakespeare")
+    except CorpusUnavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -54,12 +54,11 @@ def test_a_step_is_timed_in_pairs_and_held_against_the_machines_rates():
 
 
 def test_a_trick_is_put_back_after_it_was_left_out():
-    for owner, name, instead, cases in measure._WITHOUT.values():
-        there = getattr(owner, name)
-        case = replace(measure.CASES[cases[-1]], batch=1)
-        with one_thread():
-            measure._without(owner, name, instead, case, 0.01)
-        assert getattr(owner, name) is there
+    owner, name, instead, _ = measure._WITHOUT["Dropout"]
+    there = getattr(owner, name)
+    with one_thread():
+        measure._without(owner, name, instead, replace(measure.CASES["tiny, width 48"], batch=1), 0.01)
+    assert getattr(owner, name) is there
 
 
 def test_the_whole_last_block_gives_the_logits_of_the_pruned_one():

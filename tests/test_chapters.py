@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import made_up
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
-from test_paper import made_up
 
 from slmlib import LinearConfig, TrainingConfig, Windows, chapters, corpora, figures, paper, stats, verdicts
 from slmlib.corpora import CorpusDamaged, CorpusUnavailable

@@ -11,7 +11,7 @@ import ipywidgets
 import pytest
 import torch
 
-from slmlib import explore, load_corpus, studies, tryout
+from slmlib import explore, load_corpus, recipes, studies, tryout
 from slmlib.experiments import RESULTS, Store
 from slmlib.flops import flops_per_window
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
@@ -23,7 +23,7 @@ from slmlib.verdicts import Evidence, judge
 
 @pytest.fixture(scope="module")
 def corpus():
-    return load_corpus("python-docs")
+    return load_corpus("python-docs").head(train=60_000)
 
 
 def parts(widget):
@@ -137,11 +137,11 @@ def test_the_lottery_draws_every_pair_and_counts_them():
 
 def test_a_budget_names_what_validation_chose(monkeypatch):
     monkeypatch.setattr(explore, "_counting_loss", lambda: None)
-    found = Store(RESULTS / "today").found()
-    explorer = explore.budget({e: r for e, r in found.items() if e.flops() < 2e11})
-    frame = explorer.frame(2, 0)
+    found = {e: r for e, r in Store(RESULTS / "today").found().items() if e.flops() < 2e11}
+    explorer = explore.budget(found)
+    best = min(recipes.runs(found).values(), key=recipes.validation)[0].experiment
     assert explorer.controls[0].options[:3] == ["10¹⁰", "3\xa0·\xa010¹⁰", "10¹¹"]
-    assert "an MLP" in frame or "a transformer" in frame
+    assert f"{best.model.context} characters, {best.model.hidden} hidden units" in explorer.frame(2, 0)
     assert "Muon’s products among them" in explorer.frame(2, 1)
 
 

@@ -57,14 +57,6 @@ def test_every_variant_and_all_of_the_papers_runs_are_counted_exactly(config, vo
         assert 3 * forward == counted(config, vocab_size, scored, batch=3, backward=False)
 
 
-@pytest.mark.parametrize(
-    "label, flops",
-    [("Linear", 6_389_760), ("MLP", 25_658_880), ("Self-attention", 176_210_688), ("Transformer", 377_537_280)],
-)
-def test_as_the_paper_wrote_them(label, flops):
-    assert flops_per_window(paper.run(label).model, 65, "written") == flops
-
-
 class AsWritten(nn.Module):
     """The paper's layout from PyTorch's own layers: all positions in all blocks, the head at the last."""
 
@@ -104,13 +96,6 @@ def test_written_is_what_the_papers_layout_costs(label, backward):
         if backward:
             loss.backward()
     assert flops_per_window(run.model, V[run.corpus], "written") == counter.get_total_flops() * (1 if backward else 3)
-
-
-@pytest.mark.parametrize("run", paper.RUNS, ids=lambda r: r.label)
-def test_the_papers_figure(run):
-    closed = flops_per_window(run.model, V[run.corpus], "paper")
-    assert closed == 2 * run.params * run.model.context
-    assert sum(forward_flops(run.model, V[run.corpus], "paper").values()) == closed
 
 
 def absorbed(attention, x):
@@ -181,8 +166,10 @@ def test_every_position_needs_all_that_is_written_and_the_head_everywhere():
 
 
 def test_components_sum_to_the_whole_and_name_the_paper_for_what_it_is():
+    figure = 2 * n_parameters(build(SMALL, 7)).total * 12
     assert 3 * sum(forward_flops(SMALL, 7).values()) == flops_per_window(SMALL, 7)
-    assert forward_flops(SMALL, 7, "paper") == {"2 · parameters · T": 2 * n_parameters(build(SMALL, 7)).total * 12}
+    assert forward_flops(SMALL, 7, "paper") == {"2 · parameters · T": figure}
+    assert flops_per_window(SMALL, 7, "paper") == figure  # which knows no backward pass
 
 
 def test_counting_leaves_no_trace():

@@ -1,13 +1,14 @@
 """Architectures at equal compute: the search for rates, the one rule of choice, what is compared."""
 
 from dataclasses import replace
+from itertools import product
 from math import log10
 from typing import get_args
 from zlib import crc32
 
 import numpy as np
 import pytest
-from test_paper import made_up
+from conftest import made_up
 
 from slmlib import frontier
 from slmlib.experiments import RESULTS, Store
@@ -26,24 +27,15 @@ def test_a_budget_is_met_and_is_the_beginning_of_the_next(family):
         assert len({replace(run, training=replace(run.training, epochs=1)) for run in runs}) == 1
 
 
-def answer(asked, loss):
-    """Records as if runs had been made whose validation loss is that function of family, budget, rate and seed."""
-    about = {
-        frontier.at_cost(family, budget, rate, seed): (family, budget, rate, seed)
-        for family in frontier.FAMILIES
-        for budget in frontier.BUDGETS
-        for rate in frontier.RATES
-        for seed in range(3)
-    }
-    return {e: made_up(e, 3.0, [loss(*about[e])] * e.training.epochs) for e in asked}
+EVERY = product(frontier.FAMILIES, frontier.BUDGETS, frontier.RATES, range(3))
+ABOUT = {frontier.at_cost(*of): of for of in EVERY}
 
 
-def complete(loss, seeds=3):
-    found, rounds = {}, 0
-    while missing := set(frontier.frontier(seeds, found)) - set(found):
-        found |= answer(missing, loss)
-        rounds += 1
-        assert rounds < 60
+def complete(loss):
+    """Records as if all runs had been made, with that validation loss of a family, a budget, a rate and a seed."""
+    found = {}
+    while missing := set(frontier.frontier(3, found)) - set(found):
+        found |= {e: made_up(e, 3.0, [loss(*ABOUT[e])] * e.training.epochs) for e in missing}
     return found
 
 

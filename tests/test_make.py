@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
@@ -138,6 +139,23 @@ def test_a_stamp_names_the_checkout_the_python_and_what_is_asked_for(script, mon
     assert script.installed("3.11") != first
 
 
+def test_every_chapter_is_stale_after_a_change_that_may_change_it(script, checkout, monkeypatch):
+    places = [
+        checkout / name for name in ("slmlib/a", "results/a", "benchmarks/a", "book/conftest.py", ".venv/.installed")
+    ]
+    for path in places:
+        path.parent.mkdir()
+    places[3].touch()
+    seen = [script.common()]
+    for path in places:
+        path.write_text("changed", encoding="utf-8")
+        seen.append(script.common())
+    for name in ("SLMLIB_BUDGET", "SLMLIB_DATA", "SLMLIB_SEED"):
+        monkeypatch.setenv(name, "/changed")
+        seen.append(script.common())
+    assert len(set(seen)) == len(seen)
+
+
 @pytest.mark.parametrize("workers", ["0", "-1", "two", ""])
 def test_a_number_of_workers_that_is_none_is_refused(script, monkeypatch, workers):
     monkeypatch.setenv("WORKERS", workers)
@@ -175,12 +193,7 @@ def test_kernels_are_forks_that_end_with_who_asked_and_plain_where_there_is_no_s
         manager.interrupt_kernel()
         assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt", sleeping
         manager.shutdown_kernel(now=True)
-        for _ in range(200):
-            if not Path(f"/proc/{kernel}").exists():
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail("the fork outlived who asked for it")
+        wait_until(lambda: not Path(f"/proc/{kernel}").exists())  # the fork ends with who asked for it
         shutil.copytree(folder, script.RUN / "kernels")
     folder = str(script.RUN / "kernels")
     manager, client = started()
@@ -191,8 +204,11 @@ def test_kernels_are_forks_that_end_with_who_asked_and_plain_where_there_is_no_s
 def test_clean_takes_links_to_folders_elsewhere(script, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     script.RUN.symlink_to(tmp_path / "elsewhere")
+    script.VENV.mkdir()
     script.clean()
-    assert not script.RUN.exists() and not script.RUN.is_symlink()
+    assert not script.RUN.is_symlink() and script.VENV.exists()
+    script.distclean()
+    assert not script.VENV.exists()
 
 
 @pytest.mark.parametrize("there", ["named", "chromium", ""])

@@ -10,7 +10,7 @@ from slmlib.corpora import read_corpus
 from slmlib.experiments import Experiment, RecordDamaged, Store, run
 from slmlib.models import MLPConfig, build
 from slmlib.ngrams import KneserNey
-from slmlib.training import TrainingConfig, token_losses
+from slmlib.training import TrainingConfig
 from slmlib.windows import random_stream
 
 
@@ -127,14 +127,3 @@ def test_a_store_that_keeps_losses_has_them_beside_each_record(tmp_path):
     assert kept["test"].mean().item() == pytest.approx(record.test_nll, abs=2e-3)
     assert kept["whole"].mean().item() == pytest.approx(record.test_nll_whole, abs=2e-3)
     assert kept["valid"].mean().item() == pytest.approx(record.valid[0], abs=2e-3)
-    tmp_path.joinpath(f"{experiment.name}.safetensors").write_bytes(b"no")
-    with pytest.raises(RecordDamaged, match="Move the file away"):
-        store.losses(experiment)
-
-
-def test_token_losses_are_what_the_looks_take_the_mean_of(corpus):
-    model = build(MLPConfig(8, 4, 8), len(corpus.vocabulary), seed=0)
-    losses = token_losses(model, corpus, LOOKS)
-    assert {name: len(nll) for name, nll in losses.items()} == {
-        name: len(of.nll) for name, of in mixing.counted(corpus, LOOKS, 8, orders(corpus, 1)).items()
-    }

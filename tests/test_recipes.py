@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import made_up
 
 from slmlib import recipes
-from slmlib.corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
-from slmlib.experiments import Record
+from slmlib.corpora import Corpus, Vocabulary
 from slmlib.flops import flops_per_window
 from slmlib.models import MLPConfig, TransformerConfig
 from slmlib.windows import Evaluation
@@ -17,11 +17,6 @@ BEST = {
     **{"context": 16, "width": 32, "hidden": 128, "batch": 64, "tokens": 512, "layers": 2},
     **{"rate": 2e-3, "muon_rate": 0.01, "dropout": 0.1, "weight_decay": 0.1},
 }
-
-
-def record(experiment, loss):
-    empty = {"parameters": 1, "parameters_without_embeddings": 1, "flops": {}, "seconds": {}}
-    return Record(experiment, [1.0], [1e9, loss], 2, 0.0, 0.0, **empty, machine={}, versions={})
 
 
 def bowl(point):
@@ -56,7 +51,7 @@ def test_the_search_walks_to_the_lowest_validation_loss(architecture, losses):
             break
         missing = [e for e in asked if e not in found]
         assert missing and all(e.seed == 0 for e in missing)
-        found |= {e: record(e, losses(e)) for e in missing}
+        found |= {e: made_up(e, valid=[1e9, losses(e)]) for e in missing}
     assert bowl(point) == (0.0 if "layers" in point else 1.0)
     assert set(found) == set(asked)
 
@@ -65,7 +60,7 @@ def test_the_suite_asks_until_each_choice_has_its_seeds(losses, monkeypatch):
     monkeypatch.setattr(recipes, "LARGEST", dict.fromkeys(recipes.LARGEST, 3e10))
     found = {}
     while missing := [e for e in recipes.today(3, found) if e not in found]:
-        found |= {e: record(e, losses(e)) for e in missing}
+        found |= {e: made_up(e, valid=[1e9, losses(e)]) for e in missing}
     assert set(recipes.today(3, found)) == set(found)
     seeds = Counter(replace(e, seed=0) for e in found)
     assert Counter(seeds.values())[3] == 12  # four architectures at two budgets, two by AdamW alone
@@ -83,9 +78,7 @@ def test_a_point_costs_its_budget_and_is_chosen_on_the_next_play(architecture, b
     window = flops_per_window(e.model, 65, scored="every" if every else "last")
     assert e.training.epochs * e.training.windows_per_epoch * window == pytest.approx(budget, rel=0.01)
     assert e.training.scored == ("every" if every else "last")
-    assert e.training.validation == Evaluation(None, 4, recipes.NEXT_PLAY)
-    assert e.training.test == Evaluation(10_000, 1, 128)
-    assert e.seed == 7
+    assert e.training.validation.first == recipes.NEXT_PLAY
 
 
 @pytest.fixture
@@ -95,11 +88,10 @@ def searched(losses, monkeypatch):
     found = {}
     while missing := [e for e in recipes.today(3, found) if e not in found]:
         found |= {
-            e: replace(
-                record(e, losses(e) - e.flops() / 1e13),  # more compute, a little less loss
+            e: made_up(
+                *(e, float(e.seed), [1e9, losses(e) - e.flops() / 1e13]),  # more compute, a little less loss
                 flops={"counted": e.flops()},
                 seconds={"training": e.flops() / 1e9, "testing": 0.0},
-                test_nll=float(e.seed),
             )
             for e in missing
         }
@@ -146,7 +138,7 @@ def test_short_convolutions_are_chosen_where_they_were_tried_and_lower_the_valid
         for seed in range(3):  # by the mean: the seed that chose the settings is a lucky one without them
             e = recipes.experiment("blocks", {**points["blocks", budget], "conv": recipes.REACH}, budget, seed)
             loss = min(searched[replace(e, model=replace(e.model, conv=0))].valid) - less
-            searched[e] = record(e, loss + (0.03, -0.02, -0.01)[seed])
+            searched[e] = made_up(e, valid=[1e9, loss + (0.03, -0.02, -0.01)[seed]])
     added = {**points["blocks", 3e10], "conv": recipes.REACH}
     assert recipes.chosen(searched) == {**points, ("blocks", 3e10): added}
     assert recipes.best_under(3e10, text(40_000), "blocks", searched).model.conv == recipes.REACH
@@ -161,16 +153,13 @@ def test_a_small_run_is_that_of_the_smallest_budget_but_for_smoke(monkeypatch):
     assert few == whole.training.at("smoke", "reduced") and few.windows_per_epoch < whole.training.windows_per_epoch
 
 
-def test_between_two_budgets_each_setting_lies_between_theirs(searched):
+def test_between_two_budgets_each_setting_lies_between_theirs(searched, monkeypatch):
     low, high = {"width": 16, "rate": 1e-3, "muon_rate": 0}, {"width": 64, "rate": 1e-2, "muon_rate": 0.02}
     ladders = {"width": (16, 32, 64), "rate": (1e-3, 3e-3, 1e-2), "muon_rate": (0, 0.01, 0.02)}
-    recipes.LADDERS["made up"] = ladders
-    try:
-        middle = {"width": 32, "rate": 3e-3, "muon_rate": 0.01, "conv": 3}
-        assert recipes._between("made up", {**low, "conv": 3}, high, 0.5) == middle
-        assert recipes._between("made up", low, {**high, "conv": 3}, 0.1) == {**low, "conv": 0}
-    finally:
-        del recipes.LADDERS["made up"]
+    monkeypatch.setitem(recipes.LADDERS, "made up", ladders)
+    middle = {"width": 32, "rate": 3e-3, "muon_rate": 0.01, "conv": 3}
+    assert recipes._between("made up", {**low, "conv": 3}, high, 0.5) == middle
+    assert recipes._between("made up", low, {**high, "conv": 3}, 0.1) == {**low, "conv": 0}
     for flops in (2e10, 5e10):
         assert recipes.best_under(flops, text(40_000), found=searched).flops() == pytest.approx(flops, rel=0.01)
 
@@ -211,13 +200,8 @@ def test_a_short_text_is_passed_over_only_so_often(searched):
     )
 
 
-def test_the_next_play_begins_where_it_is_said_to():
-    try:
-        corpus = load_corpus("tiny_shakespeare")
-    except CorpusUnavailable:
-        pytest.skip("Tiny Shakespeare cannot be had here")
-    text = corpus.vocabulary.decode(corpus.valid)
-    assert text[recipes.NEXT_PLAY :].startswith("SLY:\nI'll pheeze you, in faith.")
-    assert "PETRUCHIO" not in text[: recipes.NEXT_PLAY] and "DUKE VINCENTIO" not in text[recipes.NEXT_PLAY :]
-    assert "DUKE VINCENTIO" in corpus.vocabulary.decode(corpus.train)[-20_000:]
-    assert "PETRUCHIO" in corpus.vocabulary.decode(corpus.test)
+def test_the_next_play_begins_where_it_is_said_to(shakespeare):
+    train, valid, test = map(shakespeare.vocabulary.decode, (shakespeare.train, shakespeare.valid, shakespeare.test))
+    assert valid[recipes.NEXT_PLAY :].startswith("SLY:\nI'll pheeze you, in faith.")
+    assert "PETRUCHIO" not in valid[: recipes.NEXT_PLAY] and "DUKE VINCENTIO" not in valid[recipes.NEXT_PLAY :]
+    assert "DUKE VINCENTIO" in train[-20_000:] and "PETRUCHIO" in test

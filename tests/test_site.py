@@ -57,7 +57,6 @@ FACTS = """async () => {
       && !e.closest("mjx-assistive-mml, .visually-hidden, .sr-only") && !scrolls(e)).map(path),
     untypeset: all(".math").filter((e) => !e.querySelector("mjx-container")).map((e) => e.textContent),
     badmath: all("mjx-merror, [data-mjx-error]").map((e) => e.textContent),
-    formulas: all("mjx-container").length,
     // In a line, unless they are as wide as their paragraph.
     scrolling: all("mjx-container:not([display])").filter((e) => e.scrollWidth > e.clientWidth
       && e.clientWidth < e.closest("h1, h2, h3, h4, p, li, td, th, dd, figcaption, div").clientWidth - 2)
@@ -254,23 +253,13 @@ FLAWS = ("trouble", "wide", "untypeset", "badmath", "scrolling", "begun", "unloa
 
 @pytest.mark.parametrize("name", LOOKED_AT)
 def test_a_page_is_without_flaw(facts, name):
-    """No error, no request to outside, nothing wider than a phone, no table wider than a laptop; formulas typeset,
-    pictures there, described.
+    """No error, no request to outside, nothing wider than a phone, no table wider than a laptop, nothing cut on paper;
+    formulas typeset, pictures there, described.
     """
     found = facts(name)
-    assert {what: found[what] for what in FLAWS if found[what]} == {} and found["width"] <= 390
+    flaws = (*FLAWS, "cut") if name in TEXTS else FLAWS
+    assert {what: found[what] for what in flaws if found[what]} == {} and found["width"] <= 390
     assert not re.search(r"\$[^$\n]+\$|\\\(|\\begin\{|\{(cite|ref|eq|numref|math)(:\w)?\}`", found["text"])
-    assert found["formulas"] > 0 or not has_math(name)
-
-
-def has_math(name: str) -> bool:
-    for source in (SITE / "_sources" / name).with_suffix(".ipynb"), (SITE / "_sources" / name).with_suffix(".md"):
-        if source.suffix == ".ipynb" and source.exists():
-            cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
-            return any("$" in "".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-        if source.exists():
-            return bool(re.search(r"\$[^$\n]+\$", source.read_text(encoding="utf-8")))
-    return False
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -403,10 +392,11 @@ def test_explorers_answer_to_keyboard_and_mouse(page, name):
             page.keyboard.press(back if at == "0" else on)
             assert shown(frame) == before, (name, i)
     if explorer.locator("input[type=range]").count():
-        before, box = shown(frame), explorer.locator("input[type=range]").first.bounding_box()
+        seen, box = set(), explorer.locator("input[type=range]").first.bounding_box()
         for share in (0.02, 0.98):
             page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
-        assert shown(frame) != before or explorer.locator("input[type=range]").first.input_value() != "0"
+            seen.add(shown(frame))
+        assert len(seen) == 2, name
     for width in (390, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -471,11 +461,6 @@ def test_the_reader_s_preference_decides_the_mode(browser):
         context.close()
 
 
-def test_search_finds_from_disk(page):
-    page.goto((SITE / "search.html").as_uri() + "?q=vocabulary")
-    page.wait_for_selector("#search-results li a")
-
-
 @pytest.mark.parametrize(
     ("query", "first"),
     [
@@ -514,11 +499,6 @@ def sheet(browser):
     sheet.emulate_media(media="print")
     yield sheet
     context.close()
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_paper_cuts_nothing(facts, name):
-    assert facts(name)["cut"] == []
 
 
 def test_paper_is_light(sheet):

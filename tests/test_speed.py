@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from slmlib import speed
-from slmlib.models import LinearConfig, MLPConfig, build
 from slmlib.windows import random_stream
 
 
@@ -17,13 +16,6 @@ def test_small_products_are_left_to_mkl(monkeypatch):
         assert matmul.fp32_precision == before
     with speed.fast_matmul(torch.device("cpu"), speed.LARGE):
         assert matmul.fp32_precision == ("bf16" if before == "none" else before)
-
-
-@pytest.mark.parametrize("config", [LinearConfig(5, 4), MLPConfig(5, 4, 6)], ids=lambda c: type(c).__name__)
-def test_a_table_of_the_first_layer_gives_the_same_logits(config):
-    model, tokens = build(config, 7, seed=0).eval(), torch.randint(7, (9, 5), generator=random_stream(0, "windows"))
-    with torch.no_grad():
-        torch.testing.assert_close(model.tabulated()(tokens), model(tokens), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -28,10 +28,6 @@ def test_groups_are_compared_by_welchs():
     assert stats.unpaired(A, [1.0]) is None
 
 
-def test_a_pooled_comparison_is_welchs_where_each_side_is_its_own_only_group():
-    assert stats.unpaired_pooled(A, B, ([A], [B])) == stats.unpaired(A, B)
-
-
 def test_with_the_same_groups_on_both_sides_there_is_one_variance():
     got, expected = stats.unpaired_pooled(A, B, ([A, B], [A, B])), scipy.ttest_ind(A, B)
     assert got.p == pytest.approx(expected.pvalue)

@@ -10,7 +10,6 @@ import pytest
 from slmlib import paper, recipes, stats, studies, tryout, verdicts
 from slmlib.checkpoints import load_tensors
 from slmlib.experiments import RESULTS, Experiment, Store
-from slmlib.models import build
 
 
 @pytest.mark.parametrize("suite", sorted(studies.SUITES))
@@ -27,15 +26,11 @@ def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     assert len(set(three)) == len(three) == 3 * len(one)
     assert {e.seed for e in three} == {0, 1, 2}
     assert {replace(e, seed=0) for e in three} == set(one)
-    for experiment in one:
-        build(experiment.model, 65, seed=0)
 
 
 def test_depth_and_context_are_swept_at_equal_windows_from_the_papers_transformer():
     experiments = studies.depth_context(1)
     assert len({e.training for e in experiments}) == 1
-    assert {e.model.context for e in experiments if e.model.layers == 3} == {32, 64, 128, 256}
-    assert {e.model.layers for e in experiments if e.model.context == 128} == {1, 2, 3, 4, 6}
     assert {replace(e.model, context=128, layers=3) for e in experiments} == {paper.run("Transformer").model}
 
 

@@ -38,7 +38,7 @@ def an_eighth():
 
     def less(*arguments, **options):
         run = best_under(*arguments, **options)
-        few = run.training.windows_per_epoch // 8
+        few = run.training.windows_per_epoch // 32
         return replace(run, training=replace(run.training, windows_per_epoch=few))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +64,7 @@ def test_counting_and_two_networks_are_tried_and_mixed(tried):
     assert counting.model.startswith("counting, order ") and orders.model == "counting, 4 orders mixed"
     assert counting.flops == orders.flops == 0 and orders.test_nll <= counting.test_nll + 0.02
     assert (mlp.model, blocks.model) == ("MLP", "transformer")
-    assert all(0.8e10 < 8 * row.flops < 1.2e10 for row in (mlp, blocks))
+    assert all(0.8e10 < 32 * row.flops < 1.2e10 for row in (mlp, blocks))
     assert orders.parameters == sum(KneserNey(9, len(corpus.vocabulary)).fit(corpus.train).sizes)
     assert (
         mixed.parameters == orders.parameters + {r.model: r.parameters for r in (mlp, blocks)}[mixed.model.split()[0]]
@@ -101,9 +101,9 @@ def test_a_budget_of_seconds_is_kept_to(file, monkeypatch):
     corpus = read_corpus(file)
 
     def took():
-        return sum(row.seconds for row in tryout.attempt(corpus, seconds=14, workers=1).rows[1:4])
+        return sum(row.seconds for row in tryout.attempt(corpus, seconds=11, workers=1).rows[1:4])
 
-    assert any(took() < 18 for _ in range(3))  # the machine may get slower while it trains
+    assert any(took() < 15 for _ in range(3))  # the machine may get slower while it trains
 
 
 def test_where_all_is_too_slow_the_time_is_kept_to_all_the_same(tried, monkeypatch):
@@ -266,13 +266,17 @@ def test_a_table_for_people_names_bits_or_perplexity(file, tmp_path, at_once):
         (["best", "--flops", "1e12", "--corpus", "ptb"], "records of tiny_shakespeare alone"),
         (["run", "paper", "--group", "depths"], "'depths' is not one of"),
         (["run", "words", "--group", "main"], "only the suite paper has groups"),
+        (["run", "paper", "--store", "FILE"], "is a file"),
+        (["run", "paper", "--store", "FILE/x"], "Not a directory"),
+        (["status", "--store", "nowhere"], "does not exist"),
+        (["scoreboard", "--readme"], "is not the book's repository"),
         (["run", "words", "--scheduler", "tcp://x:1", "--workers", "2"], "a cluster has its own, not 2: leave it out"),
         pytest.param(["run", "words", "--device", "cuda"], "PyTorch finds no GPU here", marks=no_gpu),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(arguments, words, file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = command(*(file if a == "FILE" else a for a in arguments))
+    result = command(*(a.replace("FILE", str(file)) for a in arguments))
     assert result.exit_code and words in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
 

@@ -160,17 +160,6 @@ def index_url() -> str:
     return said.stdout.decode().strip() or os.environ.get("PIP_INDEX_URL", "")
 
 
-def test_two_at_once_do_not_disturb_each_other(checkout):
-    command, env = ["make", "book"], {**os.environ, "TORCH": "pip"}
-    both = [
-        subprocess.Popen(command, cwd=checkout, env=env, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)
-    ]
-    said = sorted((process.communicate()[1], process.returncode) for process in both)
-    assert [code == 0 for _, code in said] == [True, False] and "another make is at work" in said[1][0]
-    assert "Traceback" not in said[1][0]
-    assert "passed" not in built(checkout)
-
-
 def free(folder: Path) -> int:
     """Bytes; what earlier runs left there is counted as free, since the next one takes its place."""
     shutil.rmtree(folder / "source", ignore_errors=True)

@@ -6,7 +6,6 @@
 import os
 import random
 import subprocess
-from dataclasses import replace
 
 import pytest
 
@@ -26,10 +25,6 @@ LOCK = {".lock"}  # the suffixes of what stays in .running
 def often(short, at_length):
     """The one in the short form, the other in the long."""
     return at_length if SOAK else short
-
-
-def timeless(record, **also):
-    return replace(record, seconds={}, **also)
 
 
 def left_in(store):

@@ -14,7 +14,7 @@ from itertools import cycle
 
 import pytest
 import torch
-from conftest import epochs_in, same
+from conftest import epochs_in, same, wait_until
 from test_cli import experiment, start
 
 pytest.importorskip("distributed", reason='the extra "cluster" is not installed')
@@ -69,9 +69,8 @@ class Machines:
         at = self.address.rpartition(":")[2] if self.address else 0
         options = "--host", "127.0.0.1", "--port", at, "--no-dashboard", "--scheduler-file", file
         self.scheduler = self.start("scheduler", *options)
-        while not file.exists():
-            assert self.scheduler.poll() is None, self.said()
-            time.sleep(0.02)
+        written = lambda: file.exists() and file.stat().st_size  # noqa: E731
+        wait_until(written, lambda: self.scheduler.poll() is None, self.said)
         self.address = json.loads(file.read_text(encoding="utf-8"))["address"]
 
     def work(self, count):
@@ -81,10 +80,9 @@ class Machines:
         while len(self.workers) < count:
             self.workers.append(self.start("worker", self.address, *options))
             self.all.append(self.workers[-1])
-        for worker in self.workers:
-            while "Registered to" not in worker.said.read_text(encoding="utf-8"):
-                assert worker.poll() is None, self.said()
-                time.sleep(0.02)
+        for w in self.workers:
+            here = lambda w=w: "Registered to" in w.said.read_text("utf-8")  # noqa: E731
+            wait_until(here, lambda w=w: w.poll() is None, self.said)
 
     def kill(self, process):
         process.kill()
@@ -125,13 +123,6 @@ def two(machines):
     """The scheduler's address, with two workers there."""
     machines.work(2)
     return machines.address
-
-
-def wait_until(what, machines):
-    until = time.monotonic() + WAIT
-    while not what():
-        assert time.monotonic() < until, machines.said()
-        time.sleep(0.01)
 
 
 def killed(machines, there, runs):
@@ -219,7 +210,7 @@ def test_a_scheduler_that_dies_leaves_the_store_whole_and_the_command_says_how_t
         return start(tmp_path, "--seeds", str(len(SEEDS)), "--scheduler", two, epochs=EPOCHS)
 
     process = command()
-    wait_until(lambda: list(tmp_path.glob("*.json")) or process.poll() is not None, machines)
+    wait_until(lambda: list(tmp_path.glob("*.json")) or process.poll() is not None, said=machines.said)
     machines.kill(machines.scheduler)
     _, said = process.communicate(timeout=WAIT)
     message = (

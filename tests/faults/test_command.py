@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+from conftest import timeless
 from test_cli import experiment, start, wait_for
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from slmlib import __main__ as main
 from slmlib.experiments import Store, process_pool, run
 from slmlib.models import MLPConfig
 
-from .conftest import BLOCKS, often, timeless
+from .conftest import BLOCKS, often
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,10 +45,7 @@ def test_an_error_ends_the_pools_workers_and_no_others():
 @pytest.mark.parametrize("workers", often(["4"], ["2", "4"]))  # with two that have nothing to do; and without
 def test_a_worker_that_the_system_kills_is_noticed_in_seconds(tmp_path, workers):
     process = start(tmp_path, "--seeds", "2", "--workers", workers, epochs=4000)
-    wait_for(".running/*-s*.safetensors", tmp_path, process)
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob(".running/*.safetensors"))) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for(".running/*.safetensors", tmp_path, process, 2)
     command = ["pgrep", "-f", "-P", str(process.pid), "multiprocessing.spawn"]
     found = subprocess.run(command, capture_output=True, encoding="utf-8").stdout
     last = int(found.split()[1])  # of the two that train

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from conftest import same
+from conftest import same, timeless
 
 from slmlib import corpora, tryout
 from slmlib.checkpoints import epochs_done
@@ -17,7 +17,7 @@ from slmlib.mixing import Gate, Mixture
 from slmlib.models import build
 from slmlib.ngrams import KneserNey
 
-from .conftest import BLOCKS, QUICK, often, said_in_a_line, timeless
+from .conftest import BLOCKS, QUICK, often, said_in_a_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

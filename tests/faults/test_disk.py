@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from conftest import timeless
 
 from slmlib import corpora, screen, tryout
 from slmlib.checkpoints import NotWritten
@@ -15,7 +16,7 @@ from slmlib.corpora import CorpusUnavailable, Vocabulary, load_corpus
 from slmlib.experiments import Store, run, run_all
 from slmlib.models import build
 
-from .conftest import BLOCKS, LOCK, left_in, said_in_a_line, timeless
+from .conftest import BLOCKS, LOCK, left_in, said_in_a_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -432,10 +432,9 @@ def test_a_hostile_text_is_escaped_wherever_a_page_shows_it(monkeypatch):
     assert "<script>" not in file.getvalue()
 
 
-def test_what_a_worker_refuses_is_said_in_its_words():
+def test_what_a_worker_refuses_is_said_in_its_words(spawned):
     def asked(n: int):
-        with experiments.process_pool(1) as pool:
-            return pool.submit(checks.integer, "tokens", n).result()
+        return spawned.submit(checks.integer, "tokens", n).result()
 
     module = {"__name__": __name__, "asked": asked}
     checks.explain(module)

@@ -11,24 +11,16 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from conftest import epochs_in
+from conftest import epochs_in, timeless, wait_until
 from filelock import FileLock, Timeout
 
 from slmlib import checkpoints, load_corpus
 from slmlib.experiments import Experiment, Store, run
 from slmlib.models import TransformerConfig
 
-from .conftest import BLOCKS, LOCK, QUICK, left_in, often, timeless
+from .conftest import BLOCKS, LOCK, QUICK, left_in, often
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def wait_for(what, process=None, pause=0.001, seconds=120):
-    end = time.monotonic() + seconds
-    while not what():
-        assert process is None or process.is_alive(), f"ended by itself, exit code {process.exitcode}"
-        assert time.monotonic() < end
-        time.sleep(pause)
 
 
 def kill(process):
@@ -45,7 +37,7 @@ def start(context, function, *args):
 
 def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, forkserver, dice):
     """The kills are spread over the run; its checkpoints are so large that a good part of the time goes into them."""
-    kills = often(10, 200)
+    kills = often(5, 200)
     model = TransformerConfig(context=8, d_model=96, heads=2, layers=1, ff_width=96, dropout=0.2)
     training = replace(QUICK, epochs=6 * kills, windows_per_epoch=96, learning_rate=0.001)
     experiment = Experiment("python-docs", model, training, 0)
@@ -55,7 +47,8 @@ def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, forkse
     checkpoint = store.running(experiment, "safetensors")
     for target in sorted(dice.sample(range(1, 4 * kills), kills)):
         process = start(forkserver, run, experiment, store)
-        wait_for(lambda t=target: epochs_in(checkpoint) >= max(t, done[-1] + 1), process, an_epoch / 20)
+        reached = max(target, done[-1] + 1)
+        wait_until(lambda t=reached: epochs_in(checkpoint) >= t, process.is_alive, pause=an_epoch / 20)
         time.sleep(dice.uniform(0, 2 * an_epoch))
         kill(process)
         done.append(epochs_in(checkpoint))
@@ -87,11 +80,11 @@ def test_killed_at_random_while_it_tests_and_keeps_what_came_out(store, tmp_path
     began = time.monotonic()
     run(BLOCKS, store)
     took = time.monotonic() - began
-    for _ in range(often(8, 200)):
+    for _ in range(often(4, 200)):
         but_for_its_test()
         sign.unlink(missing_ok=True)
         process = start(forkserver, begin_and_run, BLOCKS, store, sign)
-        wait_for(sign.exists, process)
+        wait_until(sign.exists, process.is_alive, pause=0.001)
         time.sleep(dice.uniform(0, 1.5 * took))
         process.kill()
         process.join()
@@ -148,7 +141,7 @@ def test_an_end_in_the_middle_of_writing_does_no_harm(store, forkserver, undistu
 
 def meet_and_run(experiment, store, parties):
     (store.folder / f"{os.getpid()}.here").touch()
-    wait_for(lambda: len(list(store.folder.glob("*.here"))) == parties)
+    wait_until(lambda: len(list(store.folder.glob("*.here"))) == parties)
     return run(experiment, store)
 
 
@@ -176,7 +169,7 @@ def hold(lock, sign):
 def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_not(store, forkserver, undisturbed):
     lock, sign = store.running(BLOCKS, "lock"), store.running(BLOCKS, "sign")
     holder = start(forkserver, hold, lock, sign)
-    wait_for(sign.exists, holder)
+    wait_until(sign.exists, holder.is_alive)
     with pytest.raises(Timeout):
         FileLock(lock).acquire(timeout=0)
     waiting = start(forkserver, run, BLOCKS, store)
