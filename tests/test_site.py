@@ -489,7 +489,7 @@ def test_solutions_stay_hidden_until_asked_for(page):
             solution.locator("summary").click()
             hidden.wait_for(state="visible")
             return
-    pytest.skip("no chapter has a hidden solution")
+    give_up("no chapter has a hidden solution")
 
 
 @pytest.fixture
