@@ -73,6 +73,8 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     c2 = {v.flops: v.verdict for v in judged if v.flops}
     assert sorted(c for c, word in words.items() if word == "holds") == ["C1", "C4", "C5", "C7"], words
     assert words["C2"] == "depends on the count", words
+    pair = next(v.contrasts for v in judged if (v.claim, v.reading) == ("C2", "paper"))
+    assert [m.estimate.sign for m in pair[:2]] == [1, -1], pair  # one block, needed and as written
     assert {words["C3"], words["C6"]} == {"no effect of that size", "does not hold"}, words
     assert c2[1e11] == "does not hold" and c2[1e13] == "not significant", c2
     assert "holds" not in c2.values() and abs(found["lead_last"]) < 0.01, c2
