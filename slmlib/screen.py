@@ -1,5 +1,6 @@
 """The first screen, of README and intro alike: what was found, in numbers from records."""
 
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, quantiles
 
@@ -40,12 +41,13 @@ def table(judged: list[Verdict]) -> str:
 
 def _cell(asked: list[Verdict]) -> str:
     """The sign and the weakest effect of a claim's verdicts by one reading; at equal compute as budgets grow."""
-    signs = [_SIGNS.get(v.verdict, "≈") for v in sorted(asked, key=lambda v: v.flops or 0)]
+    found = [(_SIGNS.get(v.verdict, "≈"), v.weakest.effect) for v in sorted(asked, key=lambda v: v.flops or 0)]
     if asked[0].reading == "equal compute" and len(asked) == 1:
-        signs = ["≈✓✗"[m.estimate.sign] for m in asked[0].contrasts]
-    effect = min(v.weakest.effect for v in asked)
-    number = "0.00" if abs(effect) < 0.005 else f"{effect:+.2f}".replace("-", "−")
-    return f"{' → '.join(dict.fromkeys(signs))} {number}"
+        found = [("≈✓✗"[m.estimate.sign], m.estimate.effect) for m in asked[0].contrasts]
+    least = min(effect for _, effect in found)
+    number = " 0.00" if abs(least) < 0.005 else f" {least:+.2f}".replace("-", "−")
+    alike = [(sign, [effect for _, effect in some]) for sign, some in groupby(found, key=lambda pair: pair[0])]
+    return " → ".join(sign + number * (least in effects) for sign, effects in alike)
 
 
 def mixtures(corpus: Corpus) -> dict[str, float]:

@@ -76,8 +76,15 @@ FACTS = """async () => {
 }"""
 
 # Tables that a laptop has no room for.
-WIDER = """() => [...document.querySelectorAll("article :is(.cell_output .output, .pst-scrollable-table-container)")]
-  .filter((e) => e.querySelector("table") && e.scrollWidth > e.clientWidth + 1).map((e) => e.innerText.slice(0, 60))"""
+WIDER = """() => {
+  const folded = [...document.querySelectorAll("details.hide:not([open])")];
+  folded.forEach((e) => { e.open = true; });
+  const tables = document.querySelectorAll("article :is(.cell_output .output, .pst-scrollable-table-container)");
+  const found = [...tables].filter((e) => e.querySelector("table") && e.scrollWidth > e.clientWidth + 1);
+  const said = found.map((e) => e.innerText.slice(0, 60));
+  folded.forEach((e) => { e.open = false; });
+  return said;
+}"""
 
 # What is cut on paper.
 CUT = """() => {
