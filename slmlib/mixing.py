@@ -168,8 +168,8 @@ class Mixture:
         """
         T = self.network.config.context
         alone = token_nll(self.network, ids, evaluation)
-        x, nll = (evaluation.of(values, T) for values in _of_counts(self.counts, ids))
-        return alone, self.gate.nll(x, torch.cat((alone[:, None], nll), 1))
+        known = Counted(*(evaluation.of(values, T) for values in _of_counts(self.counts, ids)))
+        return alone, self.gate.nll(known.features, known.beside(alone))
 
 
 explain(globals())

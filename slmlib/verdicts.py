@@ -438,18 +438,17 @@ def doublings(evidence: Evidence) -> list[Measured]:
     return [m._replace(estimate=estimates[says]) for says, m in found.items()]
 
 
-def spreads(evidence: Evidence) -> dict[str, tuple[float, float, float]]:
-    """Of each contrast that the paper gives a gap for: the gap, and one pair's standard deviation, two ways.
+def spreads(evidence: Evidence) -> dict[str, tuple[float, float]]:
+    """Of each contrast that the paper gives a gap for: the gap, and one pair's standard deviation, windows not shared.
 
-    As if a pair shared its windows, as ours with the same seed do, and as if not. The author's notebook seeds once,
-    before all its runs, so that they did not.
+    Ours with the same seed share them; the author's notebook seeds once, before all its runs, so that its did not.
     """
     rows = {}
     for (claim, reading), contrasts in CONTRASTS.items():
         for contrast in contrasts if reading == "paper" else ():
             if contrast.paper is not None:
                 m = contrast.measure(evidence)
-                rows[f"{claim}: {contrast.says}"] = m.paper, m.estimate.spread, unpaired(*m.values).spread
+                rows[f"{claim}: {contrast.says}"] = m.paper, unpaired(*m.values).spread
     return rows
 
 
