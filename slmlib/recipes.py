@@ -363,7 +363,7 @@ def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Reco
 
 
 def best(flops: float, found: Found | None = None) -> list[Record]:
-    """Of all that was trained with ``SEEDS`` seeds, within a budget to a thousandth: validation's best, by seed.
+    """Of all with ``SEEDS`` trained seeds or more, within a budget to a thousandth: the best by validation, by seed.
 
     Args:
         flops: of training's matrix products.
