@@ -1,6 +1,7 @@
 """What a run costs here, beside what a textbook's code costs: in alternating pairs, one process, one thread."""
 
 import multiprocessing
+import os
 import platform
 import re
 import resource
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import plain
 import torch
@@ -27,7 +29,7 @@ from slmlib.experiments import RESULTS, Store, machine
 from slmlib.flops import flops_per_window
 from slmlib.models import Config, build, generate
 from slmlib.ngrams import KneserNey
-from slmlib.training import Run, TrainingConfig, _loss, evaluate
+from slmlib.training import Run, TrainingConfig, evaluate
 from slmlib.windows import Evaluation, Windows, random_stream
 
 V = 65  # characters of Tiny Shakespeare; which of them is drawn at random, which changes no time
@@ -67,6 +69,15 @@ CASES = {
     "tiny, width 64": _tiny(64, 2, 16),
 }  # fmt: skip
 MAIN = ("linear", "mlp", "attention", "transformer")
+#: Training steps that are compiled as well.
+COMPILED = {
+    **{name: CASES[name] for name in ("mlp", "transformer", "tiny, width 48", "tiny, width 64")},
+    "five blocks, width 96": Case(
+        recipes.model("blocks", {"width": 96, "layers": 5, "context": 128, "dropout": 0.0, "conv": recipes.REACH}),
+        batch=4,
+        scored="every",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -116,9 +127,9 @@ class Steps:
     def __call__(self, steps: int) -> None:
         work = sum(p.numel() for p in self.model.parameters()) * self.case.batch
         starts = self.windows.draw(steps * self.case.batch, self.run.draws).split(self.case.batch)
-        with speed.fast_matmul(CPU, work), speed.dropping_by(self.run.dropout, self.model):
+        with speed.fast_matmul(CPU, work), speed.dropping_by(self.run.dropout):
             for chosen in starts:
-                loss = _loss(self.model, self.windows.whole(chosen), self.case.scored)
+                loss = self.run.loss(self.windows.whole(chosen))
                 self.model.zero_grad()
                 loss.backward()
                 self.run.step(0)
@@ -368,6 +379,27 @@ def _stepping(end, keep: bool) -> None:
         end.send(count)
 
 
+def compiled(case: Case, seconds: float) -> dict[str, float]:
+    """A training step as it is ÷ compiled, and the seconds until the first compiled one is done.
+
+    Raises:
+        ValueError: if PyTorch cannot compile here.
+    """
+    steps = Steps(case)
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        patch.dict(os.environ, SLMLIB_COMPILE="1", TORCHINDUCTOR_CACHE_DIR=cache),
+    ):
+        torch.compiler.reset()
+        began = time.perf_counter()
+        fast = Steps(case)
+        fast(1)
+        warm_up = time.perf_counter() - began
+        count = max(1, round(0.1 / _time(partial(steps, 1))))
+        found = pairs(partial(fast, count), partial(steps, count), seconds).each(count)
+    return {**asdict(found), "warm_up": warm_up}
+
+
 def counting() -> dict[str, Any]:
     """Kneser-Ney on Tiny Shakespeare, or on the embedded text where it cannot be had: which; seconds to fit and score.
 
@@ -441,6 +473,9 @@ def measure(quick: bool = False, show: Callable[[str], None] = lambda line: None
             found["generation"] = {str(T): generation(10, T) for T in (64, 128, 256)}
             show("each trick of slmlib.speed")
             found["tricks"] = tricks(8)
+            show("compiled steps")
+            with suppress(ValueError):  # no compiler
+                found["compiled"] = {name: compiled(case, 10) for name, case in COMPILED.items()}
             show("growth")
             found["growth"] = growth()
             show("counting, the store")

@@ -34,7 +34,7 @@ from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import KINDS, Config, Transformer, build, changed, generate, n_parameters
-from .speed import bfloat16_products
+from .speed import bfloat16_products, compiling
 from .training import History, TrainingConfig, evaluate, fit, token_losses
 from .windows import random_stream
 
@@ -490,6 +490,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     system = f"{platform.system()} {platform.machine()}"
     how = {"threads": torch.get_num_threads(), "bfloat16": bfloat16_products()}  # the last: what Muon multiplies in
+    how |= {"compiled": True} if compiling() else {}
     return {"processor": processor, "device": where, "system": system, **how}
 
 

@@ -18,7 +18,7 @@ from . import checkpoints
 from .checks import Checked, choice, explain, integer, token_ids
 from .corpora import Corpus
 from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
-from .speed import Muon, dropping_by, fast_matmul, keep_freed_memory
+from .speed import Muon, compiled, compiling, dropping_by, fast_matmul, keep_freed_memory
 from .windows import WHOLE, Evaluation, Windows, random_stream
 
 #: How much of the paper's training each budget gets: the fraction of its windows per epoch.
@@ -161,6 +161,12 @@ class Run:
         self.draws, dropout = random_stream(seed, "windows"), random_stream(seed, "dropout")
         self.dropout = torch.Generator(self.device).manual_seed(dropout.initial_seed())
         self.history, self.best = History(), {}
+        self._loss = compiled(_loss)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Of a batch of windows, each with the token that follows it, (B, T + 1) ids: what ``step`` lowers."""
+        of = self._loss if len(batch) == self.training.batch else _loss  # the last of an epoch may be smaller
+        return of(self.model, batch, self.training.scored)
 
     def step(self, number: int) -> None:
         """One update of the weights by their gradient; ``number`` counts from 0."""
@@ -206,7 +212,7 @@ def epochs(run: Run, corpus: Corpus, each_step: Callable[[], object], each_epoch
         batches = windows.draw(training.windows_per_epoch, run.draws).to(run.device).split(training.batch)
         for i, starts in enumerate(batches):
             step = len(history.step_losses) + i
-            loss = _loss(model, windows.whole(starts), training.scored)
+            loss = run.loss(windows.whole(starts))
             model.zero_grad()
             loss.backward()
             run.step(step)
@@ -285,7 +291,7 @@ def fit(
         if each_epoch is not None:
             each_epoch(run.history)
 
-    with bar, fast_matmul(run.device, n_parameters(model).total * training.batch), dropping_by(run.dropout, model):
+    with bar, fast_matmul(run.device, n_parameters(model).total * training.batch), dropping_by(run.dropout):
         epochs(run, corpus, bar.update, after_an_epoch)
     if at_end is not None:
         at_end(run.kept, run.history)
@@ -304,6 +310,7 @@ def _name(run: Run, corpus: Corpus, seed: int) -> str:
         f"{type(run.model).__name__} {changed(run.model.config)}, initial weights {weights}, "
         f"on {len(corpus.train)} tokens of {corpus.name}, text {text}, "
         f"{changed(what)} {'in all' if what is run.training else 'an epoch'}, seed {seed}, PyTorch {torch.__version__}"
+        f"{', compiled' if compiling() else ''}"
     ) + (f" on {run.device.type}" if run.device.type != "cpu" else "")  # whose dropout has another stream
 
 

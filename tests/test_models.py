@@ -308,7 +308,7 @@ def test_hidden_matrices_lie_between_embedding_and_head(config):
 def drop(p, x, seed=0):
     """What dropout makes of x with a generator of its own."""
     layer = Dropout(p)
-    with dropping_by(stream(seed), layer):
+    with dropping_by(stream(seed)):
         return layer(x)
 
 
@@ -373,7 +373,7 @@ def test_dropout_at_the_attention_site_drops_attention_weights():
         attention.out.weight.copy_(torch.eye(config.d_model))
     x = torch.randn(1, 1, config.d_model, generator=stream()).expand(50, T, -1)
     value = F.linear(x, attention.qkv.weight[-config.d_model :])
-    with dropping_by(stream(), attention):
+    with dropping_by(stream()):
         kept = (attention(x) / value).unflatten(-1, (config.heads, -1))
     close(kept, kept[..., :1].expand_as(kept), 1e-4)  # one number a head and position: no coordinate is dropped alone
     first = kept[:, 0, :, 0]  # position 0 has one weight: dropped, or kept and doubled
@@ -390,7 +390,7 @@ def test_dropout_at_the_residual_site_drops_branch_outputs(site, copies):
     config = replace(SMALL, dropout=0.5, dropout_site=site, norm="none", residual=False)
     block = build(config, V, seed=0).blocks[0]
     x = torch.randn(200, T, 16, generator=stream())
-    with dropping_by(stream(), block):
+    with dropping_by(stream()):
         assert (block(x) == 0).float().mean().item() == pytest.approx(1 - 0.5**copies, abs=0.02)
         block.feed_forward = None
         assert (block(x) == 0).float().mean().item() == pytest.approx(0.5 * (copies - 1), abs=0.02)
