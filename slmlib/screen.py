@@ -100,6 +100,9 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert [e.sign for e in ahead.values()] == [0, 0, 0, 0, 0, 1, 1] and abs(ahead[1e10].effect) < 0.02, ahead
     saved = verdicts.convolutions(evidence)
     assert list(saved) == [*today, 3e13] and [e.sign for e in saved.values()].count(1) == 5, saved
+    elsewhere = verdicts.convolutions_elsewhere()
+    assert {text for text, _ in elsewhere} == {"Penn Treebank", "python-docs"}, elsewhere
+    assert max(e.effect for e in elsewhere.values()) < 0.03, elsewhere
     took = [r.seconds["training"] / 60 for r in evidence.convolved["blocks", 1e13]]
     assert min(took) > 6.5 and max(took) < 8.5, took
     assert found["convolved"] < found["counting"] - 0.02, found

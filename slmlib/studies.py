@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from . import paper, recipes
 from .checks import choice, each_seed, explain
+from .corpora import load_corpus
 from .experiments import RESULTS, Experiment, Record, Store
 from .flops import flops_per_window
 from .frontier import SEEDS, Found, frontier
@@ -180,8 +181,12 @@ def gained(found: Found, changes: str) -> dict[str, list[Experiment]]:
 
 def reached() -> dict[int, Experiment]:
     """Today's transformer for ``GAIN`` FLOPs with short convolutions of each reach, seed 0."""
-    base = today_s()
-    return {n: replace(base, model=replace(base.model, conv=n)) for n in REACHES}
+    return {n: reaching(today_s(), n) for n in REACHES}
+
+
+def reaching(experiment: Experiment, reach: int = recipes.REACH) -> Experiment:
+    """The same with short convolutions of that reach, or with 0 without."""
+    return replace(experiment, model=replace(experiment.model, conv=reach))
 
 
 def convolved(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, list[Experiment]]:
@@ -190,8 +195,7 @@ def convolved(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, li
     for (architecture, budget), records in today.items():
         if architecture == "blocks":
             run, seeds = records[0].experiment, GAIN_SEEDS if 1e12 <= budget < 3e13 else SEEDS
-            run = replace(run, model=replace(run.model, conv=recipes.REACH))
-            there[budget] = [replace(run, seed=seed) for seed in range(seeds)]
+            there[budget] = [replace(reaching(run), seed=seed) for seed in range(seeds)]
     return there
 
 
@@ -362,6 +366,26 @@ def words_together(seeds: int = SEEDS) -> dict[tuple[str, float], list[Experimen
     return {key: [of_words(key[0], p, s) for s in each_seed(seeds + 1, 1)] for key, p in words_chosen().items()}
 
 
+def elsewhere() -> dict[tuple[str, float], tuple[list[Experiment], list[Experiment]]]:
+    """On other texts, by text and budget: runs without short convolutions, and the same with them."""
+    words, docs, found = words_together(), load_corpus("python-docs"), recipes.published()
+    plain = {("Penn Treebank", budget): words["Penn Treebank", budget] for budget in (1e12, 3e12, 1e13)}
+    plain["python-docs", 3e12] = [recipes.best_under(3e12, docs, "blocks", found, seed) for seed in range(SEEDS)]
+    return {key: ([reaching(run, 0) for run in of], [reaching(run) for run in of]) for key, of in plain.items()}
+
+
+def largest() -> dict[float, Experiment]:
+    """By dropout: the transformer of 3·10¹³ FLOPs with short convolutions, given 10¹⁴."""
+    point = recipes.chosen(recipes.published())["blocks", 3e13]
+    return {p: recipes.experiment("blocks", {**point, "dropout": p}, 1e14, 0) for p in (0.0, 0.1)}
+
+
+def convolutions(seeds: int, found: Found) -> list[Experiment]:
+    """Short convolutions on other texts and in the largest runs. Without them words are among ``words-together``."""
+    there = elsewhere()
+    return [*there["python-docs", 3e12][0], *(run for _, of in there.values() for run in of), *largest().values()]
+
+
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
 TOGETHER = ("mlp", "blocks")
 #: The budgets at which transformers without convolutions are mixed as well.
@@ -403,6 +427,7 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "today": recipes.today,
     "gain": gain,
     "shapes": lambda seeds, found: shapes(seeds),
+    "convolutions": convolutions,
     "words-today": words_today,
     "together": lambda seeds, found: together(seeds),
     "words-together": lambda seeds, found: [e for of in words_together(seeds).values() for e in of],

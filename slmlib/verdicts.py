@@ -394,6 +394,16 @@ def convolved_against_mlp(evidence: Evidence) -> dict[float, Estimate]:
     return corrected({b: m.estimate for b, m in mlp_against_blocks({**mlps, **evidence.convolved}).items()})
 
 
+def convolutions_elsewhere(folder: Path = RESULTS) -> dict[tuple[str, float], Estimate]:
+    """What short convolutions take off the test loss on other texts, in nats a token, by text and budget.
+
+    Welch's tests over seeds; p values after Holm's correction over all of them.
+    """
+    found = {e: r for suite in ("words-together", "convolutions") for e, r in Store(folder / suite).found().items()}
+    pairs = {key: [[found[run].test_nll for run in of] for of in both] for key, both in studies.elsewhere().items()}
+    return corrected({key: unpaired(*pair) for key, pair in pairs.items()})
+
+
 def gains(found: Found, changes: str) -> dict[str, Estimate]:
     """How much each of ``studies.CHANGES`` of that name lowers the loss on the whole test split, in nats.
 

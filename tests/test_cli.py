@@ -12,8 +12,8 @@ from conftest import wait_until
 from typer.testing import CliRunner
 
 from slmlib import __main__ as main
-from slmlib import load_corpus, tryout
-from slmlib.experiments import Experiment, Store
+from slmlib import load_corpus, tryout, verdicts
+from slmlib.experiments import RESULTS, Experiment, Store
 from slmlib.models import MLPConfig
 from slmlib.training import TrainingConfig
 
@@ -63,9 +63,9 @@ def here(monkeypatch):
     """here(store, wanted, seeds): the command on a suite of one's own, in this process, without workers."""
     monkeypatch.setattr(main, "process_pool", lambda workers: nullcontext())
 
-    def here(store, wanted, seeds=1):
+    def here(store, wanted, seeds=1, *options):
         monkeypatch.setitem(main.studies.SUITES, "words", wanted)
-        arguments = "run", "words", "--store", str(store), "--device", "cpu", "--seeds", str(seeds)
+        arguments = "run", "words", "--store", str(store), "--device", "cpu", "--seeds", str(seeds), *options
         return CliRunner().invoke(main.app, arguments)
 
     return here
@@ -116,6 +116,20 @@ def test_what_is_asked_next_may_depend_on_what_was_found(tmp_path, here):
     done = here(tmp_path, lambda seeds, found: [experiment(s, 1) for s in range(min(seeds, len(found) + 1))], 3)
     assert done.exit_code == 0 and done.stdout.count("test NLL") == 3, done.stderr
     assert all(experiment(seed, 1) in Store(tmp_path) for seed in range(3))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_checkpoints_are_kept_for_longer_runs_if_asked_for(kept, tmp_path, here):
+    done = here(tmp_path, lambda seeds, found: [experiment(0, 1)], 1, *["--keep-checkpoints"] * kept)
+    assert done.exit_code == 0 and len([*tmp_path.glob(".running/*.safetensors")]) == kept
+
+
+def test_the_tests_behind_the_verdicts_are_a_table():
+    rows = CliRunner(env={"COLUMNS": "250"}).invoke(main.app, ["verdicts"]).stdout.splitlines()
+    for verdict in verdicts.judge(verdicts.Evidence.read(RESULTS)):
+        for contrast in verdict.contrasts:
+            told = {verdict.claim, verdict.verdict, contrast.says, f"{contrast.estimate.effect:+.3f}"}
+            assert any(all(word in row for word in told) for row in rows), told
 
 
 def test_workers_end_with_the_command(tmp_path):

@@ -18,9 +18,7 @@ def test_every_record_is_one_that_its_study_asks_for(suite):
     assert set(found) <= set(studies.SUITES[suite](studies.SEEDS, found))
 
 
-@pytest.mark.parametrize(
-    "suite", sorted(set(studies.SUITES) - {"frontier", "today", "gain", "shapes", "words-today", "words-together"})
-)
+@pytest.mark.parametrize("suite", ["depth-context", "positions", "words", "together"])
 def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     one, three = studies.SUITES[suite](1, {}), studies.SUITES[suite](3, {})
     assert len(set(three)) == len(three) == 3 * len(one)
@@ -90,6 +88,19 @@ def test_short_convolutions_are_added_to_todays_choices():
         assert len(runs) == (5 if budget in (1e12, 3e12, 1e13) else 3)
     assert convolved[studies.GAIN][0] in studies.tried("added")["short convolutions"]
     assert {*reached.values(), *(run for runs in convolved.values() for run in runs)} <= set(studies.gain(3, {}))
+
+
+def test_on_other_texts_runs_differ_in_their_convolutions_alone():
+    asked, there = studies.convolutions(3, {}), studies.elsewhere()
+    words = {run for of in studies.words_together().values() for run in of}
+    assert len(there) == 4 and len(set(asked)) == len(asked)
+    for plain, convolved in there.values():
+        assert [studies.reaching(run) for run in plain] == convolved and not any(run.model.conv for run in plain)
+        assert set(plain) <= {*asked, *words} and set(convolved) <= set(asked)
+        assert len({run.seed for run in plain}) == len(plain) == 3
+    for dropout, run in studies.largest().items():
+        assert run.flops(65) == pytest.approx(1e14, rel=1e-3) and run in asked
+        assert run.model.conv == recipes.REACH and run.model.dropout == dropout
 
 
 @pytest.mark.parametrize("name", studies.WORDS)

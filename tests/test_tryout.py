@@ -191,6 +191,7 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     assert written.startswith("the cat") and len(written) == len("the cat") + 30 + 1
     same = "generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1"
     assert command(*same).stdout == written != command(*same, "--network").stdout
+    assert len(command("generate", "cats.safetensors", "-n", "5").stdout) == 5 + 1  # from nothing: no line ends there
     unknown = command("generate", "cats.safetensors", "--prompt", "QED")
     assert unknown.exit_code == 1 and "--prompt: not among the 15 characters known, leave out: 'D', 'E', 'Q'" in (
         " ".join(unknown.stderr.split())

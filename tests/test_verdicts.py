@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from slmlib import paper, recipes, screen, stats, studies, verdicts
 from slmlib.__main__ import MARKS, app
 from slmlib.chapters import CONTEXT, counted
+from slmlib.experiments import RESULTS, Store
 from slmlib.stats import equivalence
 from slmlib.verdicts import CONTRASTS, Evidence
 
@@ -189,6 +190,17 @@ def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_a
     assert ahead[1e13].effect == pytest.approx(mlps - mean(r.test_nll_whole for r in there["blocks", 1e13]))
     fewer = {e: r for e, r in evidence.gain.items() if e != asked[1e12][1]}
     assert list(replace(evidence, gain=fewer).convolved) == [key for key in there if key[1] != 1e12]
+
+
+def test_what_short_convolutions_save_on_other_texts_is_a_difference_of_means():
+    saved, asked = verdicts.convolutions_elsewhere(), studies.elsewhere()
+    stores = Store(RESULTS / "words-together"), Store(RESULTS / "convolutions")
+    assert list(saved) == list(asked)
+    for key, pair in asked.items():
+        without, with_ = (
+            mean(next(store.get(run) for store in stores if run in store).test_nll for run in of) for of in pair
+        )
+        assert saved[key].effect == pytest.approx(without - with_)
 
 
 def test_c2_on_the_papers_pair_has_four_answers(judged):
