@@ -120,6 +120,7 @@ def compiled(step: Callable) -> Callable:
     """
     if not compiling():
         return step
+    torch.compiler.reset()  # after eight models PyTorch would compile no more, and not say so
     try:
         torch.compile(torch.sin)(torch.zeros(8))
     except Exception as error:  # whatever is missing: PyTorch has a class for each
