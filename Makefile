@@ -11,7 +11,7 @@
 ##
 ## Variables: PYTHON=python3.12 (when .venv is made), WORKERS=2 (chapters at once), CELL_TIMEOUT=600 (seconds a cell),
 ## LOCK= (newest allowed versions instead of requirements.lock), TORCH='torch==2.13.0' (what is asked of pip first).
-## Environment: SLMLIB_BUDGET, SLMLIB_DATA, SLMLIB_SEED, CHROMIUM: see README.md.
+## Environment: SLMLIB_BUDGET, SLMLIB_COMPILE, SLMLIB_DATA, SLMLIB_SEED, CHROMIUM: see README.md.
 
 .PHONY: help setup book pdf test lab cluster ways-in soak bench clean distclean
 .NOTPARALLEL:

@@ -140,7 +140,7 @@ def setup():
 
 def common():
     """Of all that makes every chapter stale."""
-    settings = [environment().get(name) for name in ("SLMLIB_BUDGET", "SLMLIB_DATA", "SLMLIB_SEED")]
+    settings = [environment().get(name) for name in ("SLMLIB_BUDGET", "SLMLIB_COMPILE", "SLMLIB_DATA", "SLMLIB_SEED")]
     return digest(["slmlib", "results", "benchmarks", "book/conftest.py"], settings, read(VENV / ".installed"))
 
 

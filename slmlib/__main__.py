@@ -52,6 +52,7 @@ from .experiments import (
 )
 from .models import Transformer
 from .screen import markdown, put_between
+from .speed import compiling
 from .training import Diverged, token_nll
 from .windows import Evaluation, random_stream
 
@@ -134,6 +135,10 @@ def run(
     if device == Device.cuda and scheduler is None and not gpu:
         raise typer.BadParameter("PyTorch finds no GPU here; use auto or cpu", param_hint="--device")
     where = device.value if device != Device.auto else "cuda" if gpu else "cpu"
+    try:
+        compiling()
+    except ValueError as error:
+        raise _refuse(error) from None
     records = Store(store or RESULTS / suite.value, suite.value in studies.KEEP_LOSSES)
     keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
 

@@ -28,7 +28,7 @@ from . import __version__
 from .checkpoints import epochs_done, write_whole
 from .corpora import CorpusDamaged, CorpusUnavailable
 from .experiments import Experiment, Losses, Record, run, work
-from .speed import one_thread
+from .speed import compiling, one_thread
 
 PIECE = 30.0  # seconds: what a piece costs beside its training is a small share of that, and no more is lost
 PATIENCE = 10.0  # seconds for a scheduler to answer
@@ -154,6 +154,7 @@ def versions() -> dict[str, str]:
         "slmlib": f"{__version__} (source {source.hexdigest()[:8]})",
         "PyTorch": torch.__version__,
         "Python": platform.python_version(),
+        "SLMLIB_COMPILE": str(int(compiling())),
     }
 
 
@@ -161,7 +162,8 @@ def _compare(worker: str, its: dict[str, str], asked: dict[str, str]) -> None:
     found = [f"{name} {version}, and {asked[name]} asks" for name, version in its.items() if version != asked[name]]
     if found:
         raise ClusterBroken(
-            f"worker {worker} has {'; '.join(found)}: install the same on both, and the same command goes on from here"
+            f"worker {worker} has {'; '.join(found)}: install or set the same on both, and the same command goes on "
+            "from here"
         )
 
 

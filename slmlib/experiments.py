@@ -598,7 +598,9 @@ class Remaining:
         self._seconds, self._flops = Counter(), Counter()  # of records, by experiment but for its seed; None: of all
         self._spent, self.finished = 0.0, set()
         for record in store:
-            if all(record.machine.get(k) == here[k] for k in ("processor", "device")):
+            if all(record.machine.get(k) == here[k] for k in ("processor", "device")) and record.machine.get(
+                "compiled"
+            ) == here.get("compiled"):
                 self.add(record)
         self.want(experiments)
         self._began, self._spent = time.monotonic(), 0.0

@@ -4,7 +4,6 @@ Every module maps token ids (B, T) to logits (B, V) for the token that follows t
 Shapes: B batch, T context, C model width, H heads, D = C / H head width, V vocabulary, L layers.
 """
 
-import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import Checked, Unfit, explain, integer, number, short, token_ids
-from .speed import Dropout, look_up
+from .speed import Dropout, building, look_up
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
@@ -414,7 +413,6 @@ KINDS: dict[str, tuple[type[Config], type[nn.Module]]] = {
     "mlp": (MLPConfig, MLP),
     "transformer": (TransformerConfig, Transformer),
 }
-_building = threading.Lock()
 
 
 def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module:
@@ -436,7 +434,7 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
     try:
         if stream is None:
             return modules[type(config)](config, vocab_size)
-        with _building, torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the one global generator
+        with building, torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the one global generator
             torch.default_generator.manual_seed(stream.initial_seed())
             return modules[type(config)](config, vocab_size)
     except (RuntimeError, TypeError, MemoryError) as error:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from functools import cache
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def look_up(embed: nn.Embedding, layer: nn.Linear) -> Callable[[Tensor], Tensor]
 
 @contextmanager
 def dropping_by(generator: torch.Generator):
-    """Inside, dropout in this thread draws from that generator, which is on the model's device."""
+    """Inside, dropout draws from that generator, which is on the model's device, where this thread computes it."""
     before, _drops.by = getattr(_drops, "by", None), generator
     try:
         yield
@@ -109,6 +110,11 @@ def bfloat16_products() -> bool:
     return bool(supported and supported())
 
 
+#: Held while a model is built, which draws from the global generator, and while a step may be compiled: the compiler
+#: puts that generator back to where it found it.
+building = threading.Lock()
+
+
 def compiled(step: Callable) -> Callable:
     """The same, compiled if the environment variable ``SLMLIB_COMPILE`` is 1; else as it is.
 
@@ -120,19 +126,33 @@ def compiled(step: Callable) -> Callable:
     """
     if not compiling():
         return step
-    torch.compiler.reset()  # after eight models PyTorch would compile no more, and not say so
     try:
-        torch.compile(torch.sin)(torch.zeros(8))
+        with building:
+            torch.compile(torch.sin)(torch.zeros(8))
+        if torch._dynamo.config.disable:
+            raise ValueError("TORCHDYNAMO_DISABLE is set")
     except Exception as error:  # whatever is missing: PyTorch has a class for each
         raise ValueError(
             "SLMLIB_COMPILE is 1, but PyTorch cannot compile here: install a C++ compiler and Python's headers, or "
-            f"unset it ({type(error).__name__})"
+            f"unset it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
-    return torch.compile(step, dynamic=False, options={"cpp_wrapper": True})
+    # Of one function PyTorch compiles eight models and leaves the ninth as it is: hence a function for each.
+    own = FunctionType(step.__code__.replace(), step.__globals__)
+    fast = torch.compile(own, dynamic=False, options={"cpp_wrapper": True})
+
+    def locked(*args):
+        with building:
+            return fast(*args)
+
+    return locked
 
 
 def compiling() -> bool:
-    """Whether training steps are compiled: what the environment variable ``SLMLIB_COMPILE`` says, 0 if unset."""
+    """Whether training steps are compiled: what the environment variable ``SLMLIB_COMPILE`` says, 0 if unset.
+
+    Raises:
+        ValueError: if it says neither 0 nor 1.
+    """
     text = os.environ.get("SLMLIB_COMPILE") or "0"
     if text not in ("0", "1"):
         raise ValueError(f"SLMLIB_COMPILE is {text!r}; set it to 1, or unset it")

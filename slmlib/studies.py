@@ -181,10 +181,10 @@ def gained(found: Found, changes: str) -> dict[str, list[Experiment]]:
 
 def reached() -> dict[int, Experiment]:
     """Today's transformer for ``GAIN`` FLOPs with short convolutions of each reach, seed 0."""
-    return {n: reaching(today_s(), n) for n in REACHES}
+    return {n: _reaching(today_s(), n) for n in REACHES}
 
 
-def reaching(experiment: Experiment, reach: int = recipes.REACH) -> Experiment:
+def _reaching(experiment: Experiment, reach: int = recipes.REACH) -> Experiment:
     """The same with short convolutions of that reach, or with 0 without."""
     return replace(experiment, model=replace(experiment.model, conv=reach))
 
@@ -195,7 +195,7 @@ def convolved(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, li
     for (architecture, budget), records in today.items():
         if architecture == "blocks":
             run, seeds = records[0].experiment, GAIN_SEEDS if 1e12 <= budget < 3e13 else SEEDS
-            there[budget] = [replace(reaching(run), seed=seed) for seed in range(seeds)]
+            there[budget] = [replace(_reaching(run), seed=seed) for seed in range(seeds)]
     return there
 
 
@@ -366,24 +366,30 @@ def words_together(seeds: int = SEEDS) -> dict[tuple[str, float], list[Experimen
     return {key: [of_words(key[0], p, s) for s in each_seed(seeds + 1, 1)] for key, p in words_chosen().items()}
 
 
-def elsewhere() -> dict[tuple[str, float], tuple[list[Experiment], list[Experiment]]]:
-    """On other texts, by text and budget: runs without short convolutions, and the same with them."""
-    words, docs, found = words_together(), load_corpus("python-docs"), recipes.published()
+def elsewhere(found: Found | None = None) -> dict[tuple[str, float], tuple[list[Experiment], list[Experiment]]]:
+    """On other texts, by text and budget: runs without short convolutions, and the same with them.
+
+    Python's documentation is that of the records in ``found``, the published ones if None: each version has another.
+    """
+    found = Store(RESULTS / "convolutions").found() if found is None else found
+    words, docs = words_together(), [e for e in found if e.corpus.startswith("python-docs") and not e.model.conv]
     plain = {("Penn Treebank", budget): words["Penn Treebank", budget] for budget in (1e12, 3e12, 1e13)}
-    plain["python-docs", 3e12] = [recipes.best_under(3e12, docs, "blocks", found, seed) for seed in range(SEEDS)]
-    return {key: ([reaching(run, 0) for run in of], [reaching(run) for run in of]) for key, of in plain.items()}
+    if not docs:
+        text, known = load_corpus("python-docs"), recipes.published()
+        docs = [_reaching(recipes.best_under(3e12, text, "blocks", known, seed), 0) for seed in range(SEEDS)]
+    plain["python-docs", 3e12] = sorted(docs, key=lambda e: e.seed)
+    return {key: (runs, [_reaching(run) for run in runs]) for key, runs in plain.items()}
 
 
-def largest() -> dict[float, Experiment]:
-    """By dropout: the transformer of 3·10¹³ FLOPs with short convolutions, given 10¹⁴."""
-    point = recipes.chosen(recipes.published())["blocks", 3e13]
-    return {p: recipes.experiment("blocks", {**point, "dropout": p}, 1e14, 0) for p in (0.0, 0.1)}
+def largest() -> Experiment:
+    """The transformer of 3·10¹³ FLOPs with short convolutions, given 10¹⁴."""
+    return recipes.experiment("blocks", recipes.chosen(recipes.published())["blocks", 3e13], 1e14, 0)
 
 
 def convolutions(seeds: int, found: Found) -> list[Experiment]:
-    """Short convolutions on other texts and in the largest runs. Without them words are among ``words-together``."""
-    there = elsewhere()
-    return [*there["python-docs", 3e12][0], *(run for _, of in there.values() for run in of), *largest().values()]
+    """Short convolutions on other texts, and in the largest run. Without them words are among ``words-together``."""
+    there = elsewhere(found)
+    return [*there["python-docs", 3e12][0], *(run for _, of in there.values() for run in of), largest()]
 
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.

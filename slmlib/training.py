@@ -166,7 +166,8 @@ class Run:
     def loss(self, batch: Tensor) -> Tensor:
         """Of a batch of windows, each with the token that follows it, (B, T + 1) ids: what ``step`` lowers."""
         of = self._loss if len(batch) == self.training.batch else _loss  # the last of an epoch may be smaller
-        return of(self.model, batch, self.training.scored)
+        with dropping_by(self.dropout):
+            return of(self.model, batch, self.training.scored)
 
     def step(self, number: int) -> None:
         """One update of the weights by their gradient; ``number`` counts from 0."""
@@ -245,9 +246,9 @@ def fit(
     """Train ``model`` in place, where its parameters are, on windows of ``corpus.train``: ``epochs`` is the loop.
 
     It ends with the weights of its best-validation epoch, in evaluation mode, without gradients. The same model,
-    corpus, training and seed give the same weights, bit for bit, on the same machine with the same number of threads:
-    the global random state is neither read nor written, and others may train in other threads. (That is so of the
-    package's models. A module's own ``nn.Dropout`` draws from the global generator.)
+    corpus, training and seed give the same weights, bit for bit, on the same machine with the same number of threads
+    and ``SLMLIB_COMPILE``: the global random state is neither read nor written, and others may train in other threads.
+    (That is so of the package's models. A module's own ``nn.Dropout`` draws from the global generator.)
 
     Args:
         model: a module with a ``config.context``, (B, T) ids -> (B, V) logits.
@@ -291,7 +292,7 @@ def fit(
         if each_epoch is not None:
             each_epoch(run.history)
 
-    with bar, fast_matmul(run.device, n_parameters(model).total * training.batch), dropping_by(run.dropout):
+    with bar, fast_matmul(run.device, n_parameters(model).total * training.batch):
         epochs(run, corpus, bar.update, after_an_epoch)
     if at_end is not None:
         at_end(run.kept, run.history)

@@ -15,6 +15,7 @@ from slmlib.flops import as_text, count_flops, flops_per_window, forward_flops, 
 from slmlib.models import hidden_matrices
 
 V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277, "ptb-eos": 10_000, "wikitext-2-eos": 33_278}
+V["python-docs-2a95af4a"] = 103  # of Python 3.11
 SMALL = TransformerConfig(context=12, d_model=16, heads=2, layers=2, ff_width=24)
 VARIANTS = [
     replace(SMALL, norm=norm, positions=positions, layers=layers)

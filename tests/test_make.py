@@ -150,7 +150,7 @@ def test_every_chapter_is_stale_after_a_change_that_may_change_it(script, checko
     for path in places:
         path.write_text("changed", encoding="utf-8")
         seen.append(script.common())
-    for name in ("SLMLIB_BUDGET", "SLMLIB_DATA", "SLMLIB_SEED"):
+    for name in ("SLMLIB_BUDGET", "SLMLIB_COMPILE", "SLMLIB_DATA", "SLMLIB_SEED"):
         monkeypatch.setenv(name, "/changed")
         seen.append(script.common())
     assert len(set(seen)) == len(seen)

@@ -183,7 +183,9 @@ def test_other_versions_are_refused_with_both_named(tmp_path, two, monkeypatch, 
     mine = torch.__version__
     if joined == "before":
         another_pytorch()
-    refused = pytest.raises(ClusterBroken, match=f"has PyTorch {re.escape(mine)}, and 1.0 asks: install the same")
+    refused = pytest.raises(
+        ClusterBroken, match=f"has PyTorch {re.escape(mine)}, and 1.0 asks: install or set the same"
+    )
     with refused, Cluster(two) as there:
         another_pytorch()
         run_all([experiment(0)], there, tmp_path)
