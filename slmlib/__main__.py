@@ -374,7 +374,7 @@ def best(
     )
     print(json.dumps({part: spec[part] for part in ("model", "training")}, indent=1))
     if flops > 1.001 * recipes.BUDGETS[-1]:
-        err.print(f"More than {recipes.BUDGETS[-1]:.0e} FLOPs no recorded run has had.", highlight=False)
+        err.print(f"Of more than {recipes.BUDGETS[-1]:.0e} FLOPs no choice is on record.", highlight=False)
 
 
 @app.command("try")
