@@ -52,6 +52,13 @@ def test_chapters_are_plain_markdown(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_heading_stands_twice(name):
+    written = "\n".join(source for cell, source in cells(name) if cell["cell_type"] == "markdown")
+    headings = re.findall("^#+ .*", written, re.MULTILINE)
+    assert len(set(headings)) == len(headings)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_what_the_site_hides_is_folded_in_jupyterlab(name):
     for cell, _ in cells(name):
         tags, folded = cell["metadata"].get("tags", []), {}
