@@ -598,9 +598,7 @@ class Remaining:
         self._seconds, self._flops = Counter(), Counter()  # of records, by experiment but for its seed; None: of all
         self._spent, self.finished = 0.0, set()
         for record in store:
-            if all(record.machine.get(k) == here[k] for k in ("processor", "device")) and record.machine.get(
-                "compiled"
-            ) == here.get("compiled"):
+            if all(record.machine.get(k) == here.get(k) for k in ("processor", "device", "compiled")):
                 self.add(record)
         self.want(experiments)
         self._began, self._spent = time.monotonic(), 0.0

@@ -400,7 +400,9 @@ def convolutions_elsewhere(folder: Path = RESULTS) -> dict[tuple[str, float], Es
     Welch's tests over seeds; p values after Holm's correction over all of them.
     """
     found = {e: r for suite in ("words-together", "convolutions") for e, r in Store(folder / suite).found().items()}
-    pairs = {key: [[found[run].test_nll for run in of] for of in both] for key, both in studies.elsewhere().items()}
+    pairs = {
+        key: [[found[run].test_nll for run in of] for of in both] for key, both in studies.elsewhere(found).items()
+    }
     return corrected({key: unpaired(*pair) for key, pair in pairs.items()})
 
 
