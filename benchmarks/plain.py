@@ -4,6 +4,8 @@
 window. Parameters come in the order of ``slmlib.models``, so that weights are copied one by one.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,27 +62,46 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
+class Taps(nn.Module):
+    """A causal convolution, channel by channel, over a position and the ``reach`` before it: its own weight is one."""
+
+    def __init__(self, reach: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(reach, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = torch.cat((torch.ones_like(self.weight[:1]), self.weight)).flip(0).permute(2, 1, 0)
+        return F.conv1d(F.pad(x.mT, (len(self.weight), 0)), kernel, groups=x.size(2)).mT
+
+
+def norm(config: TransformerConfig) -> nn.Module:
+    kind = nn.Identity if config.norm == "none" else nn.RMSNorm if config.norm_kind == "rms" else nn.LayerNorm
+    return kind(config.d_model)
+
+
 class Block(nn.Module):
     """A block with learned or rotary positions, the norm after or before each sublayer."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         C, on_weights = config.d_model, config.dropout_site == "attention"
-        self.pre = config.norm == "pre"
+        self.pre, self.residual = config.norm == "pre", config.residual
         if config.positions == "learned":
             p = config.dropout if on_weights else 0.0
             self.attention = nn.MultiheadAttention(C, config.heads, dropout=p, batch_first=True)
         else:
             self.attention = Rotary(config)
-        norm = nn.RMSNorm if config.norm_kind == "rms" else nn.LayerNorm
-        self.norm1 = norm(C)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(C, config.ff_width),
-            SquaredReLU() if config.ff_kind == "relu2" else nn.ReLU(),
-            nn.Linear(config.ff_width, C),
-            nn.Dropout(config.dropout),
-        )
-        self.norm2 = norm(C)
+        self.norm1, self.feed_forward = norm(config), None
+        if config.ff_width:
+            self.feed_forward = nn.Sequential(
+                nn.Linear(C, config.ff_width),
+                SquaredReLU() if config.ff_kind == "relu2" else nn.ReLU(),
+                nn.Linear(config.ff_width, C),
+                nn.Dropout(config.dropout),
+            )
+            self.norm2 = norm(config)
+        taps = (Taps(config.conv, C) if config.conv and there else nn.Identity() for there in (1, config.ff_width))
+        self.conv1, self.conv2 = taps
         self.dropout = nn.Dropout(0.0 if on_weights else config.dropout)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -89,12 +110,14 @@ class Block(nn.Module):
         mask = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
         return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
 
+    def branch(self, x: Tensor, norm: nn.Module, conv: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        y = self.dropout(sublayer(conv(norm(x) if self.pre else x)))
+        y = x + y if self.residual else y
+        return y if self.pre else norm(y)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.pre:
-            x = x + self.dropout(self.attend(self.norm1(x)))
-            return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attend(x)))
-        return self.norm2(x + self.dropout(self.feed_forward(x)))
+        x = self.branch(x, self.norm1, self.conv1, self.attend)
+        return self.branch(x, self.norm2, self.conv2, self.feed_forward) if self.feed_forward else x
 
 
 class Transformer(nn.Module):
@@ -104,7 +127,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(vocab_size, config.d_model)
         self.positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
-        self.norm = nn.RMSNorm(config.d_model) if config.norm_kind == "rms" else nn.LayerNorm(config.d_model)
+        self.norm = norm(config)
         self.head = nn.Linear(config.d_model, vocab_size)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -270,7 +270,7 @@ def sample(model: nn.Module, corpus: Corpus, n: int = 200) -> str:
     Test text before the opening fills the window, as in training; the seed is the chapters'.
     """
     opening = corpus.vocabulary.encode("\nThe " if corpus.stands_in_for else "\nROMEO:\n")
-    before = corpus.test[: CONTEXT - 8]
+    before = corpus.test[: CONTEXT - len(opening)]
     generator = random_stream(seed(), "text")
     text = generate(model, torch.cat((before, opening)), n, temperature=0.8, generator=generator)
     return corpus.vocabulary.decode(text[len(before) + 1 :])  # without the newline before the opening

@@ -229,15 +229,16 @@ def _download(url: str, output: str, _pooch: object) -> None:
     threading.Thread(target=read, daemon=True).start()
     options = {"unit": "B", "unit_scale": True, "leave": False, "disable": bool(os.environ.get("TQDM_DISABLE"))}
     try:
-        size = next_one(0)
+        size, so_far = next_one(0), 0
         with open(output, "wb") as file, tqdm(desc=url.rpartition("/")[2], total=size, **options) as bar:
-            while piece := next_one(bar.n):
+            while piece := next_one(so_far):
                 file.write(piece)
-                bar.update(len(piece))
-                if bar.n > LARGEST:
+                so_far += len(piece)
+                bar.update(len(piece))  # which a bar that TQDM_DISABLE turned off does not count
+                if so_far > LARGEST:
                     raise ValueError(f"more than {LARGEST} bytes came")
-        if size and bar.n < size:
-            raise ConnectionError(f"the connection was closed after {bar.n} of {size} bytes")
+        if size and so_far < size:
+            raise ConnectionError(f"the connection was closed after {so_far} of {size} bytes")
     finally:
         left.set()
 
@@ -383,7 +384,7 @@ def known_ids(text: str, vocabulary: Vocabulary, name: str = "text") -> tuple[Te
     tokens, known, sign = _tokens(_line_feeds(text), vocabulary.unit), vocabulary._ids, UNKNOWN[vocabulary.unit]
     unknown = torch.tensor([t not in known for t in tokens], dtype=torch.bool)
     if unknown.any() and sign not in known:
-        lacking = short(", ".join(map(repr, sorted({t for t in tokens if t not in known}))))[1:-1]
+        lacking = short(sorted({t for t in tokens if t not in known})).strip("[]")
         raise ValueError(f"{name}: not among the {len(vocabulary)} {vocabulary.unit}s known, leave out: {lacking}")
     return torch.tensor([known.get(t, known.get(sign, 0)) for t in tokens], dtype=torch.int64), unknown
 

@@ -281,7 +281,7 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
         "For each budget of FLOPs on Tiny Shakespeare what validation chose, trained as one trains today: an MLP, or a "
         "transformer with short convolutions. Narrow layers and small batches run slowly: FLOPs are not time.",
         [
-            Control("Budget, FLOPs", [as_text(b) for b in budgets], min(4, len(budgets) - 1)),
+            Control("Budget, FLOPs", [as_text(b) for b in budgets], min(5, len(budgets) - 1)),
             Control("What is counted", ["the model’s products", "Muon’s as well"], 0, "list"),
         ],
         frame,
@@ -336,7 +336,7 @@ def counting(corpus: Corpus) -> Explorer:
     known = set(corpus.vocabulary.tokens)
 
     def frame(order: int, prompt: int, own: str | None = None) -> str:
-        text = "".join(c for c in own if c in known) if own else prompts[prompt]
+        text = "".join(c for c in own or "" if c in known) or prompts[prompt]
         ids = corpus.vocabulary.encode(text)
         p = models[order].next_token(ids)
         seen = models[order].seen(torch.cat((ids, ids[:1])))[-1]  # of the histories of the token to come

@@ -7,7 +7,7 @@ best of the budget below; the validation text begins where the play that trainin
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from math import ceil, exp, log
+from math import ceil, log
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -393,8 +393,8 @@ def best_under(
 ) -> Experiment:
     """What to train on a text for so many FLOPs: the settings that validation chose on Tiny Shakespeare, or between.
 
-    Between two budgets each setting lies between theirs, on a logarithmic scale and to the nearest step of its ladder;
-    there are short convolutions if there are at the lower one.
+    Between two budgets each setting lies between theirs, so far up its ladder; there are short convolutions if there
+    are at the lower one.
     Validation and test see the whole splits of the text from token 128 on, through 2,500 and 10,000 windows at most.
 
     Args:
@@ -457,11 +457,8 @@ def small(architecture: str, corpus: Corpus, seed: int = 0) -> Experiment:
 def _between(architecture: str, low: Point, high: Point, share: float) -> Point:
     point = {"conv": low.get("conv", 0)}
     for name, ladder in LADDERS[architecture].items():
-        a, b = low[name], high[name]
-        value = exp((1 - share) * log(a) + share * log(b)) if a and b else (1 - share) * a + share * b
-        point[name] = min(
-            ladder, key=lambda step, value=value: abs(log(step / value)) if step and value else abs(step - value)
-        )
+        a, b = ladder.index(low[name]), ladder.index(high[name])
+        point[name] = ladder[round(a + share * (b - a))]
     return point
 
 

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 
 from . import frontier, mixing, paper, recipes, verdicts
 from .checkpoints import write_whole
@@ -57,11 +57,18 @@ def mixtures(corpus: Corpus) -> dict[str, float]:
     training = recipes.runs(found)["mlp", 1e10][0].experiment.training
     counting = mixing.counted(corpus, training, recipes.FIRST_SCORED)
     counts = mixing.together([], counting)["whole"].mean().item()
-    tiny, large = (
-        fmean(mixing.together([of], counting)["whole"].mean().item() for of in kept[choice])
-        for choice in (("mlp", 1e10), ("blocks", 3e13))
+    mlps, blocks = (
+        {b: fmean(mixing.together([of], counting)["whole"].mean().item() for of in kept[kind, b]) for b in budgets}
+        for kind, budgets in (("mlp", (1e10, 3e10, 1e11, 3e11, 1e12)), ("blocks", (1e13, 3e13)))
     )
-    return {"orders": counts, "mixed_tiny": tiny, "mixed_large": large}
+    return {
+        "orders": counts,
+        "mixed_tiny": mlps[1e10],
+        "mixed_more": max(mlps[b] for b in (3e10, 1e11, 3e11)),
+        "mixed_tenth": mlps[1e12],
+        "mixed_dear": blocks[1e13],
+        "mixed_large": blocks[3e13],
+    }
 
 
 def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dict[str, float]:
@@ -91,9 +98,18 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert tenth[0] > tenth[1] + 0.02, tenth
     assert found["lowest"] == found["every"] < found["single"] - 0.05, found
     assert found["short_loss"] < found["paper_best"] and found["short_share"] < 0.05
-    assert found["long_loss"] > found["short_loss"] + 0.3 and found["rates_apart"] >= 30
-    dear, cheaper = ({c.flops: c.estimate for c in every_position(evidence)}[b] for b in (1e13, 3e12))
-    assert dear.sign > 0 > cheaper.sign, (dear, cheaper)
+    assert found["long_loss"] > found["short_loss"] + 0.3, found
+    rates = {name: evidence.cells[name, 1e13].rate for name in frontier.FAMILIES}
+    least, most = min(rates, key=rates.get), max(rates, key=rates.get)
+    assert rates[least] == 3e-5 and evidence.cells[least, 1e13].family.architecture == "Linear", rates
+    assert rates[most] == 3e-3 and evidence.cells[most, 1e13].family.architecture == "Every position", rates
+    for others in (("MLP T=128", "Self-attention T=128"), ("Transformer T=32", "Every position T=32")):
+        ahead = frontier.compare(evidence.cells, *([frontier.FAMILIES[name]] for name in others))
+        assert len(ahead) >= 5 and all(c.estimate.sign > 0 for c in ahead), ahead
+    against = every_position(evidence)
+    assert [(c.estimate.sign, c.worse.family.context) for c in against] == [(-1, 4)] * 4 + [(1, 8)], against
+    linear = [evidence.cells[f"Linear T={T}", 3e13].losses for T in (8, 32, 128)]
+    assert unpaired(linear[1], linear[0]).sign == 0 < unpaired(linear[2], linear[0]).sign, linear
     today = {b: m.estimate for b, m in verdicts.mlp_against_blocks(evidence.today).items()}
     assert [e.sign for e in corrected(today).values()] == [-1, 0, 0, 0, 0, 0, 0], today
     ahead = verdicts.convolved_against_mlp(evidence)
@@ -132,7 +148,12 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert unpaired(long, short).sign == 0, (long, short)
     assert found["mixed_large"] < found["mixed_tiny"] < found["orders"] - 0.03, found
     assert 0 < found["largest"] - found["mixed_tiny"] < 0.03, found
-    assert found["convolved_tenth"] < found["every"] - 0.05, found
+    assert found["convolved_third"] < found["every"] - 0.05, found
+    assert abs(found["mixed_tenth"] - found["mixed_tiny"]) < 0.005 < found["mixed_tiny"] - found["mixed_dear"], found
+    assert found["mixed_tiny"] < found["mixed_more"], found
+    for budget, minutes in ((1e12, 6), (3e12, 2)):
+        took = [r.seconds["training"] / 60 for r in evidence.convolved["blocks", budget]]
+        assert abs(median(took) - minutes) < 0.5, took
     cheap = [of for at in (evidence.today, evidence.convolved) for (_, b), of in at.items() if b <= 3e12]
     assert min(fmean(r.test_nll_whole for r in of) for of in cheap) > found["counting"] + 0.01, cheap
     chain = {name: e.effect for name, e in verdicts.gains(evidence.gain, "chain").items()}
@@ -209,12 +230,12 @@ def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
     """Replace what stands in a file between two marks.
 
     Raises:
-        ValueError: if the file has not each of them once; names them.
+        ValueError: if the file has not each of them once, in their order; names them.
     """
     there = path.read_text(encoding="utf-8")
-    if any(there.count(mark) != 1 for mark in marks):
-        raise ValueError(f"{path} must hold each of these once: {marks[0]!r} and {marks[1]!r}")
     before, _, rest = there.partition(marks[0])
+    if any(there.count(mark) != 1 for mark in marks) or marks[1] not in rest:
+        raise ValueError(f"{path} must hold each of these once, in this order: {marks[0]!r} and {marks[1]!r}")
     write_whole(path, (before + marks[0] + text + marks[1] + rest.partition(marks[1])[2]).encode())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_models import GRID, PARTS_TAKEN_OUT, TODAY
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -27,18 +28,25 @@ PUBLISHED, AVX2 = (
 )
 
 
-@pytest.mark.parametrize("name", measure.CASES)
+MODELS = {name: (case.config, case.every) for name, case in measure.CASES.items()} | {
+    f"{c.norm}-{c.positions}-{c.layers}-{c.conv}-{'every' if every else 'last'} {i}": (c, every)
+    for i, c in enumerate((*GRID, *PARTS_TAKEN_OUT, replace(TODAY, previous=0)))
+    for every in (False, True)
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_plain_model_has_the_logits_and_gradients_of_ours(name):
-    case = measure.CASES[name]
-    ours = build(case.config, measure.V, seed=0)
+    config, every = MODELS[name]
+    ours = build(config, measure.V, seed=0)
     for p in ours.parameters():  # nothing at zero, where a branch would hide
         torch.nn.init.normal_(p, std=0.1, generator=random_stream(p.numel(), "initialisation"))
-    theirs = plain.build(case.config, measure.V, ours, case.every)
-    T = case.config.context
+    theirs = plain.build(config, measure.V, ours, every)
+    T = config.context
     window = torch.randint(measure.V, (3, T + 1), generator=random_stream(0, "windows"))
-    targets = window[:, 1:] if case.every else window[:, -1]
+    targets = window[:, 1:] if every else window[:, -1]
     found = []
-    for model, further in ((ours, {"every_position": True} if case.every else {}), (theirs, {})):
+    for model, further in ((ours, {"every_position": True} if every else {}), (theirs, {})):
         logits = model.eval()(window[:, :T], **further)
         loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         found.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])

@@ -160,6 +160,7 @@ def test_between_two_budgets_each_setting_lies_between_theirs(searched, monkeypa
     middle = {"width": 32, "rate": 3e-3, "muon_rate": 0.01, "conv": 3}
     assert recipes._between("made up", {**low, "conv": 3}, high, 0.5) == middle
     assert recipes._between("made up", low, {**high, "conv": 3}, 0.1) == {**low, "conv": 0}
+    assert recipes._between("made up", low, high, 0.9) == {**high, "conv": 0}
     for flops in (2e10, 5e10):
         assert recipes.best_under(flops, text(40_000), found=searched).flops() == pytest.approx(flops, rel=0.01)
 

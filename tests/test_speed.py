@@ -11,16 +11,6 @@ from slmlib.training import Run, TrainingConfig
 from slmlib.windows import random_stream
 
 
-def test_small_products_are_left_to_mkl(monkeypatch):
-    monkeypatch.setattr(speed, "_onednn_is_exact", lambda: True)
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    with speed.fast_matmul(torch.device("cpu"), speed.LARGE - 1):
-        assert matmul.fp32_precision == before
-    with speed.fast_matmul(torch.device("cpu"), speed.LARGE):
-        assert matmul.fp32_precision == ("bf16" if before == "none" else before)
-
-
 @pytest.mark.parametrize("there", [False, True])
 def test_muon_on_stacks_is_pytorchs(there, monkeypatch):
     monkeypatch.setattr(speed, "bfloat16_products", lambda: there)

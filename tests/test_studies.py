@@ -32,33 +32,19 @@ def test_depth_and_context_are_swept_at_equal_windows_from_the_papers_transforme
     assert {replace(e.model, context=128, layers=3) for e in experiments} == {paper.run("Transformer").model}
 
 
-def test_what_changes_is_what_is_said_to():
-    pair = paper.run("RoPE").experiment(1)
-    assert replace(studies.unplaced(1), model=pair.model) == pair and studies.unplaced(1).model.positions == "none"
-    assert (
-        studies.every_position("rope", 1).model == pair.model
-        and studies.every_position("rope", 1).training.scored == "every"
-    )
-    longer = studies.further("RoPE", 1)
-    assert replace(longer, training=pair.training) == pair and longer.training == replace(pair.training, epochs=12)
-    capped = paper.run("Penn Treebank").experiment(2)
-    assert replace(studies.uncapped(2), train_tokens=80_000) == capped
-
-
 @pytest.mark.parametrize("changes", studies.CHANGES)
 def test_changes_cost_the_same_and_lead_from_the_papers_transformer_to_todays(changes):
-    tried = studies.tried(changes)
+    tried, budget = studies.tried(changes), studies.LARGER if changes == "again" else studies.GAIN
     for experiments in tried.values():
-        assert all(e.flops() == pytest.approx(studies.GAIN, rel=1e-3) for e in experiments)
+        assert all(e.flops() == pytest.approx(budget, rel=1e-3) for e in experiments)
         assert len({e.training.learning_rate for e in experiments}) == len(experiments)
     first, *_, last = tried.values()
     if changes == "chain":
         assert [first[0].model, first[0].training.learning_rate] == [paper.run("Transformer").model, 3e-4]
         assert studies.today_s() in last
     else:
-        assert first == [studies.today_s()]
-        point = recipes.chosen(Store(RESULTS / "today").found())["blocks", studies.GAIN]
-        assert first == [recipes.experiment("blocks", point, studies.GAIN, 0)]
+        point = recipes.chosen(Store(RESULTS / "today").found())["blocks", budget]
+        assert first == [recipes.experiment("blocks", point, budget, 0)]
     before = None
     for name, experiments in tried.items():
         assert before is None or experiments[-1] not in before, name  # each changes something

@@ -108,7 +108,11 @@ def file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["missing", "damaged"])
 @pytest.mark.parametrize("served", [*SERVERS, "refuses"])
-def test_a_download_comes_whole_or_is_given_up_in_a_line_and_leaves_nothing(file, address, served, damaged):
+def test_a_download_comes_whole_or_is_given_up_in_a_line_and_leaves_nothing(
+    file, address, served, damaged, monkeypatch
+):
+    if damaged:
+        monkeypatch.setenv("TQDM_DISABLE", "1")  # as make does: without a bar
     path = file("http://127.0.0.1:9/" if served == "refuses" else address + served.replace(" ", "%20"))
     if damaged:
         path.parent.mkdir()
