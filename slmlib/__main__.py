@@ -20,7 +20,7 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import models, paper, recipes, studies, tryout, verdicts
@@ -36,7 +36,6 @@ from .corpora import (
     known_ids,
     load_corpus,
     read_corpus,
-    read_ids,
 )
 from .experiments import (
     BENCHMARKS,
@@ -44,7 +43,6 @@ from .experiments import (
     Experiment,
     Record,
     RecordDamaged,
-    Remaining,
     Store,
     process_pool,
     run_all,
@@ -69,8 +67,8 @@ out, err = Console(**PLAIN), Console(stderr=True, **PLAIN)
 
 Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
 Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
-Unit = StrEnum("Unit", {name: name for name in ("character", "word")})
-Device = StrEnum("Device", {name: name for name in ("auto", "cpu", "cuda")})
+Unit = StrEnum("Unit", ["character", "word"])
+Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 StoreOption = Annotated[
     Path, typer.Option("--store", exists=True, file_okay=False, help="The folder of the paper's records.")
 ]
@@ -135,10 +133,8 @@ def run(
     if device == Device.cuda and scheduler is None and not gpu:
         raise typer.BadParameter("PyTorch finds no GPU here; use auto or cpu", param_hint="--device")
     where = device.value if device != Device.auto else "cuda" if gpu else "cpu"
-    try:
+    with _refusing(ValueError):
         compiling()
-    except ValueError as error:
-        raise _refuse(error) from None
     records = Store(store or RESULTS / suite.value, suite.value in studies.KEEP_LOSSES)
     keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
 
@@ -148,27 +144,34 @@ def run(
         return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
 
     executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
-    here = (workers, where) if scheduler is None else (executor.threads,)
-    remaining = Remaining(wanted(), records, *here)
-    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}")
+    asked = dict.fromkeys(wanted())
+    done = asked.keys() & records.found().keys()
+    columns = BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=err) as progress, executor as pool:
-            task = progress.add_task("", completed=len(remaining.finished), total=len(remaining.wanted), left=remaining)
+        # In FLOPs, as runs differ in length; their speed is the mean since the start.
+        with Progress(*columns, console=err, speed_estimate_period=1e9) as progress, executor as pool:
+            task = progress.add_task("", done="")
+
+            def tell():
+                flops = {"completed": sum(e.flops() for e in done), "total": sum(e.flops() for e in asked)}
+                progress.update(task, done=f"{len(done)}/{len(asked)}", **flops)
 
             def show(record: Record):
                 name, seconds = record.experiment.name, record.seconds["training"]
                 out.print(f"{name}  test NLL {record.test_nll:.4f}  {seconds:.0f} s", highlight=False)
-                remaining.add(record)
-                progress.update(task, completed=len(remaining.finished))
+                done.add(record.experiment)
+                tell()
 
-            while left := [e for e in remaining.wanted if e not in remaining.finished]:
+            tell()
+            while left := [e for e in asked if e not in done]:
                 run_all(left, pool, records, where, keep_checkpoints, show)
-                remaining.want(wanted())  # what the frontier asks next depends on what was found
-                progress.update(task, total=len(remaining.wanted), completed=len(remaining.finished))
+                asked = dict.fromkeys(wanted())  # what the frontier asks next depends on what was found
+                done = asked.keys() & records.found().keys()
+                tell()
     except KeyboardInterrupt:
         err.print(
-            f"Stopped with {len(remaining.finished)} of {len(remaining.wanted)} done. The same command goes on "
-            "from here; a run under way goes on from its last finished epoch."
+            f"Stopped with {len(done)} of {len(asked)} done. The same command goes on from here; a run under way goes "
+            "on from its last finished epoch."
         )
         raise typer.Exit(130) from None
     except ExceptionGroup as failed:
@@ -275,7 +278,6 @@ def scoreboard(
     readme: Annotated[
         bool, typer.Option(help="Write it into README.md and book/intro.md here, its figures into book/assets.")
     ] = False,
-    results: FolderOption = RESULTS,
 ):
     """The first screen of README and book: what was found, in numbers from the records."""
     from . import chapters, explore, figures, screen
@@ -283,9 +285,9 @@ def scoreboard(
     template = Path("book/assets/first-screen.md")
     if not template.is_file():
         raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a {template}")
-    evidence = verdicts.Evidence.read(results)
+    evidence = verdicts.Evidence.read()
     if not all(evidence.paper.values()):
-        raise _refuse(f"{results} holds too few records for the first screen")
+        raise _refuse(f"{RESULTS} holds too few records for the first screen")
     corpus = load_corpus("tiny_shakespeare")
     counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus))
     mixed = screen.mixtures(corpus)
@@ -298,7 +300,7 @@ def scoreboard(
     figures.use_style()
     lines, points, together = screen.emblem(evidence, mixed)
     figures.emblem(lines, points, counting, together).savefig("book/assets/emblem.svg", metadata={"Date": None})
-    Path("book/assets/budget.html").write_text(explore.budget(recipes.published(results)).page(), encoding="utf-8")
+    Path("book/assets/budget.html").write_text(explore.budget(recipes.published()).page(), encoding="utf-8")
 
 
 @app.command()
@@ -521,7 +523,7 @@ def score(
     """
     kept = tryout.load(model)
     network, vocabulary, mixture = kept
-    ids, unknown = read_ids(file, vocabulary)
+    ids, unknown = known_ids(file, vocabulary)
     unit, context = vocabulary.unit, network.config.context
     if len(ids) <= context:
         raise ValueError(f"{file} holds {len(ids)} {unit}s, and the network sees {context}: give a longer text")

@@ -23,17 +23,22 @@ from .models import Config, generate
 from .ngrams import KneserNey, of_orders
 from .stats import Estimate, paired
 from .training import History, TrainingConfig, budget
+from .verdicts import TEST, WHOLE
 from .windows import random_stream
 
 __all__ = [  # what a chapter's first cell brings in
     "agreement", "budget", "by_epoch", "cells", "change", "compare", "counted", "evidence", "finding", "gap",
     "judged", "judgement", "mean", "p_value", "pd", "plus_minus", "random_stream", "recorded", "records", "rerun",
-    "sample", "say", "seed", "signed", "start", "study", "train", "validation_curves", "verdict", "whole_split",
-    "with_interval", "yardsticks",
+    "sample", "say", "seed", "signed", "start", "study", "train", "verdict", "whole_split", "with_interval",
+    "yardsticks",
 ]  # fmt: skip
 
+Loss = Callable[[Record], float]
 STAND_IN = "python-docs"
 CONTEXT = 128  # the paper's, in characters: every test scores the tokens that windows of this length score
+
+#: A record's loss on the whole test split, in nats.
+whole_split = WHOLE.of
 
 _findings = True  # whether the page may speak of what it measured; start() sets it
 
@@ -62,7 +67,7 @@ def start(name: str) -> Corpus:
     try:
         corpus = load_corpus(name)
     except CorpusUnavailable as error:
-        corpus = stand_in(name)
+        corpus = replace(load_corpus(STAND_IN), stands_in_for=name)
         _banner(
             f"This page ran on {STAND_IN}, not on {name}.",
             "The corpus could not be had, so the English text of Python's own documentation stands in for it. "
@@ -76,11 +81,6 @@ def start(name: str) -> Corpus:
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     print(f"{versions}, corpus {corpus.name}, budget {budget()}, seed {seed()}")
     return corpus
-
-
-def stand_in(name: str) -> Corpus:
-    """The embedded corpus, marked as standing in for the one of that name."""
-    return replace(load_corpus(STAND_IN), stands_in_for=name)
 
 
 def _banner(headline: str, text: str) -> None:
@@ -276,28 +276,14 @@ def sample(model: nn.Module, corpus: Corpus, n: int = 200) -> str:
     return corpus.vocabulary.decode(text[len(before) + 1 :])  # without the newline before the opening
 
 
-def change(
-    after: dict[int, Record], before: dict[int, Record], loss: Callable[[Record], float] = lambda r: r.test_nll
-) -> list[float]:
+def change(after: dict[int, Record], before: dict[int, Record], loss: Loss = TEST.of) -> list[float]:
     """What ``after`` has more than ``before`` of a loss in nats, by the seeds that both have: paired by seed."""
     return [loss(after[s]) - loss(before[s]) for s in sorted(set(after) & set(before))]
 
 
-def whole_split(record: Record) -> float:
-    """A record's test NLL on the whole test split, in nats."""
-    return record.test_nll_whole
-
-
-def gap(
-    after: dict[int, Record], before: dict[int, Record], loss: Callable[[Record], float] = lambda r: r.test_nll
-) -> Estimate | None:
+def gap(after: dict[int, Record], before: dict[int, Record], loss: Loss = TEST.of) -> Estimate | None:
     """``change`` with its mean, 95 % interval and p; None for fewer than two seeds."""
     return paired(change(after, before, loss))
-
-
-def validation_curves(runs: Mapping[str, Mapping[int, Record]], windows: int = 1) -> dict[str, dict[int, list[float]]]:
-    """Of records by name and seed: the validation loss of each seed ``by_epoch``."""
-    return {name: by_epoch((r.valid for r in by_seed.values()), windows) for name, by_seed in runs.items()}
 
 
 def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, list[float]]:
@@ -315,10 +301,9 @@ def p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def with_interval(values: Sequence[float] | Estimate, digits: int = 3) -> str:
-    """A mean, or an estimate, and its 95 % interval, as text: +0.062 (−0.008 to +0.132)."""
-    of = values if isinstance(values, Estimate) else paired(values)
-    return f"{signed(of.effect, digits)} ({signed(of.low, digits)} to {signed(of.high, digits)})"
+def with_interval(of: Estimate) -> str:
+    """An estimate and its 95 % interval, as text: +0.062 (−0.008 to +0.132)."""
+    return f"{signed(of.effect)} ({signed(of.low)} to {signed(of.high)})"
 
 
 def plus_minus(values: Iterable[float], digits: int = 3) -> str:

@@ -53,11 +53,6 @@ def write_whole(path: Path, data: bytes, partial: Path | None = None) -> None:
         raise
 
 
-def save(path: Path, run: str, tensors: Mapping[str, Tensor], history: Mapping[str, Any]) -> None:
-    """Write the checkpoint of a run: which run it is, its state as named tensors, its history so far."""
-    save_tensors(path, tensors, {"run": run, "history": json.dumps(history)})
-
-
 def load(path: Path, run: str, epochs: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the history that ``save`` wrote for that run, of so many epochs or fewer.
 

@@ -363,24 +363,18 @@ def read_corpus(path: str | os.PathLike, unit: Literal["character", "word"] = "c
     return Corpus(f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}", *ids, vocabulary, unknown=unknown)
 
 
-def read_ids(path: str | os.PathLike, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """A text file, read as ``read_corpus`` reads it, in a vocabulary's ids; what ``known_ids`` returns and raises.
-
-    Raises:
-        ValueError: if the file is binary or not UTF-8, also.
-        OSError: if the file cannot be read.
-    """
-    return known_ids(_text(Path(path))[0], vocabulary, plain(path))
-
-
-def known_ids(text: str, vocabulary: Vocabulary, name: str = "text") -> tuple[Tensor, Tensor]:
-    """A text as 1-D ids, (N,), and which of its tokens the vocabulary lacks, (N,) bool.
+def known_ids(text: str | Path, vocabulary: Vocabulary, name: str = "text") -> tuple[Tensor, Tensor]:
+    """A text, or a file as ``read_corpus`` reads it, as 1-D ids, (N,), and which tokens are unknown, (N,) bool.
 
     Those are read as U+FFFD or ``<unk>``. Line ends of any kind are line feeds.
 
     Raises:
-        ValueError: if it has tokens that the vocabulary lacks along with that sign; names the text and them.
+        ValueError: if it has tokens that the vocabulary lacks along with that sign; names the text and them. If the
+            file is binary or not UTF-8.
+        OSError: if the file cannot be read.
     """
+    if isinstance(text, Path):
+        text, name = _text(text)[0], plain(text)
     tokens, known, sign = _tokens(_line_feeds(text), vocabulary.unit), vocabulary._ids, UNKNOWN[vocabulary.unit]
     unknown = torch.tensor([t not in known for t in tokens], dtype=torch.bool)
     if unknown.any() and sign not in known:

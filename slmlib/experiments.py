@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -584,56 +583,6 @@ def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to its workers
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-class Remaining:
-    """What is left of a list of experiments, and an estimate of how long it takes.
-
-    A FLOP is taken to take as long as in this machine's records of the same experiment with other seeds, or else in
-    all of this machine's records. With none at all there is no estimate.
-    """
-
-    def __init__(self, experiments: Iterable[Experiment], store: Store, workers: int = 1, device: str = "cpu"):
-        self.workers, self._store, here = workers, store, machine(device)
-        self._seconds, self._flops = Counter(), Counter()  # of records, by experiment but for its seed; None: of all
-        self._spent, self.finished = 0.0, set()
-        for record in store:
-            if all(record.machine.get(k) == here.get(k) for k in ("processor", "device", "compiled")):
-                self.add(record)
-        self.want(experiments)
-        self._began, self._spent = time.monotonic(), 0.0
-
-    def want(self, experiments: Iterable[Experiment]) -> None:
-        """Replace the list."""
-        wanted = list(dict.fromkeys(experiments))
-        self.finished = {e for e in wanted if e in self._store}
-        self.wanted = wanted  # last: what is no list of experiments leaves the one before
-
-    def add(self, record: Record) -> None:
-        """Count a record that has just come."""
-        self.finished.add(record.experiment)
-        took = sum(record.seconds.values())
-        self._spent += took
-        for like in (replace(record.experiment, seed=0), None):
-            self._seconds[like] += took
-            self._flops[like] += record.experiment.flops()
-
-    def seconds(self) -> float | None:
-        """Estimated seconds until all are done; None without a record to judge by."""
-        left = [e for e in self.wanted if e not in self.finished]
-        if left and not self._flops:
-            return None
-        likes = [like if (like := replace(e, seed=0)) in self._flops else None for e in left]
-        work = sum(e.flops() * self._seconds[like] / self._flops[like] for e, like in zip(left, likes, strict=True))
-        running = max(0.0, self.workers * (time.monotonic() - self._began) - self._spent)
-        return max(0.0, work - running) / max(1, min(self.workers, len(left)))
-
-    def __str__(self) -> str:
-        seconds = self.seconds()
-        if seconds is None:
-            return "time left: unknown"
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return f"about {hours} h {minutes:02} min left" if hours else f"about {minutes} min left"
 
 
 explain(globals())

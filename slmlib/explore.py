@@ -517,7 +517,7 @@ def lottery(evidence: Evidence) -> Explorer:
         pairs = [x > y for x in a for y in b]
         wins = "for the claim" if a[i] > b[j] else "against it"
         return (
-            f"<p>{verdict.claim}, <em>{escape(CLAIMS[verdict.claim][0])}</em>: {escape(one.says)}, above zero if it is "
+            f"<p>{verdict.claim}, <em>{escape(CLAIMS[verdict.claim])}</em>: {escape(one.says)}, above zero if it is "
             f"true. One run of each: {a[i]:.3f} − {b[j]:.3f} = <strong>{a[i] - b[j]:+.3f}</strong>, {wins}.</p>"
             f"<p>Over all {len(pairs)} pairs of runs {sum(pairs)} speak for it; by all seeds together, "
             f"<strong>{verdict.verdict}</strong>.</p>"

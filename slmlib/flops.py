@@ -106,14 +106,14 @@ def flops_per_window(config: Config, vocab_size: int, ledger: Ledger = "needed",
 
 
 @cache
-def muon_flops(config: Config, vocab_size: int) -> int:
+def muon_flops(config: Config) -> int:
     """FLOPs of Muon's own matrix products in a step, which no ledger holds, whatever the batch.
 
     Each matrix between embedding and head, m by n with m the smaller, goes through five Newton-Schulz iterations
     (Jordan et al., 2024) of three products: X Xᵀ, 2m²n; its square, 2m³; that times X, 2m²n.
     """
     with torch.device("meta"):  # shapes without numbers
-        shapes = [sorted(p.shape) for p in hidden_matrices(build(config, vocab_size))]
+        shapes = [sorted(p.shape) for p in hidden_matrices(build(config, 1))]
     return sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
 
 

@@ -348,7 +348,7 @@ def with_optimiser(record: Record) -> float:
     """FLOPs of training, Muon's own products among them."""
     e = record.experiment
     steps = e.training.epochs * e.training.steps_per_epoch
-    muon = muon_flops(e.model, 65) if e.training.optimiser == "muon" else 0
+    muon = muon_flops(e.model) if e.training.optimiser == "muon" else 0
     return record.flops["counted"] + steps * muon
 
 

@@ -30,7 +30,7 @@ def table(judged: list[Verdict]) -> str:
         "| | the paper's claim | as the paper ran it | at equal compute | trained otherwise | |",
         "|---|---|---|---|---|---|",
     ]
-    for claim, (name, _) in verdicts.CLAIMS.items():
+    for claim, name in verdicts.CLAIMS.items():
         cells = []
         for reading in ("paper", "equal compute", "optimised"):
             asked = [v for v in judged if (v.claim, v.reading) == (claim, reading) and v.weakest]
@@ -77,7 +77,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     Raises:
         AssertionError: where a sentence of the first screen is no longer so.
     """
-    found, judged = verdicts.headline(evidence, counting) | mixed, verdicts.judge(evidence)
+    found, judged = verdicts.headline(evidence) | mixed | {"counting": counting}, verdicts.judge(evidence)
     words = {v.claim: v.verdict for v in judged if v.reading == "paper"}
     c2 = {v.flops: v.verdict for v in judged if v.flops}
     assert sorted(c for c, word in words.items() if word == "holds") == ["C1", "C4", "C5", "C7"], words

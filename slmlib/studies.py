@@ -69,11 +69,6 @@ def uncapped(seed: int) -> Experiment:
     return replace(paper.run("Penn Treebank").experiment(seed), train_tokens=None)
 
 
-def words(seeds: int = SEEDS) -> list[Experiment]:
-    """What the cap on the training text does."""
-    return [uncapped(seed) for seed in each_seed(seeds)]
-
-
 class Change(NamedTuple):
     """What is changed of a model and its training, and the learning rates among which validation chooses."""
 
@@ -151,6 +146,7 @@ CHANGES = {"chain": STEPS, "added": ADDED, "undone": UNDONE, "again": AGAIN}
 #: Other reaches of a short convolution than ``recipes.REACH``, and that.
 REACHES = (1, 2, 3, 5, 7)
 _LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
+_CHOSEN = {GAIN: (2, 96, 32), LARGER: (5, 96, 128)}
 
 
 def _rated(experiment: Experiment, rate: float, flops: float) -> Experiment:
@@ -163,20 +159,16 @@ def _rated(experiment: Experiment, rate: float, flops: float) -> Experiment:
     return replace(experiment, training=replace(training, windows_per_epoch=windows))
 
 
-def today_s(larger: bool = False) -> Experiment:
-    """The transformer that validation chose for ``GAIN`` FLOPs (``recipes``; a test holds the two together).
-
-    Or for ``LARGER``.
-    """
-    return shaped(LARGER, 5, 96, 128, 0) if larger else shaped(GAIN, 2, 96, 32, 0)
+def today_s(budget: float = GAIN) -> Experiment:
+    """The transformer that validation chose for ``GAIN`` or ``LARGER`` FLOPs (a test holds it to ``recipes``)."""
+    return shaped(budget, *_CHOSEN[budget], 0)
 
 
 def tried(changes: str) -> dict[str, list[Experiment]]:
     """The experiments of each of ``CHANGES`` of that name, one a learning rate, seed 0."""
     chain = choice("changes", changes, tuple(CHANGES)) == "chain"
     budget = LARGER if changes == "again" else GAIN
-    start = Experiment("tiny_shakespeare", paper.run("Transformer").model, _LOOKS, 0)
-    base = start if chain else today_s(larger=budget == LARGER)
+    base = Experiment("tiny_shakespeare", paper.run("Transformer").model, _LOOKS, 0) if chain else today_s(budget)
     there = {}
     for change in CHANGES[changes]:
         model, training = replace(base.model, **change.model), replace(base.training, **change.training)
@@ -366,11 +358,6 @@ def words_search(name: str, found: Found) -> tuple[dict[float, recipes.Point], l
     return points, asked
 
 
-def words_today(seeds: int, found: Found) -> list[Experiment]:
-    """Today's training on words: the runs by which the settings are chosen."""
-    return [run for name in WORDS for run in words_search(name, found)[1]]
-
-
 def words_chosen() -> dict[tuple[str, float], recipes.Point]:
     """What validation chose, by text and budget, by the published records of ``words-today``."""
     found = Store(RESULTS / "words-today").found()
@@ -444,13 +431,13 @@ def published() -> dict[str, Experiment]:
 SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "depth-context": lambda seeds, found: depth_context(seeds),
     "positions": lambda seeds, found: positions(seeds),
-    "words": lambda seeds, found: words(seeds),
+    "words": lambda seeds, found: [uncapped(seed) for seed in each_seed(seeds)],  # what the cap on the text does
     "frontier": frontier,
     "today": recipes.today,
     "gain": gain,
     "shapes": lambda seeds, found: shapes(seeds),
     "convolutions": convolutions,
-    "words-today": words_today,
+    "words-today": lambda seeds, found: [run for name in WORDS for run in words_search(name, found)[1]],
     "together": lambda seeds, found: together(seeds),
     "words-together": lambda seeds, found: [e for of in words_together(seeds).values() for e in of],
 }

@@ -1,5 +1,6 @@
 """Training and evaluation: the loop that every result in the book comes from."""
 
+import json
 import math
 import os
 import time
@@ -288,7 +289,8 @@ def fit(
     def after_an_epoch():
         bar.set_postfix(valid=f"{run.history.valid[-1]:.3f}")
         if path:
-            checkpoints.save(path, name, run.state(), asdict(run.history))
+            history = json.dumps(asdict(run.history))
+            checkpoints.save_tensors(path, run.state(), {"run": name, "history": history})
         if each_epoch is not None:
             each_epoch(run.history)
 

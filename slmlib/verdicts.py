@@ -4,12 +4,13 @@ A claim is tested through *contrasts*: differences of losses that are above zero
 committed records. Losses are NLL in nats per token.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from . import frontier, paper, recipes, studies
 from .checks import explain
@@ -19,24 +20,22 @@ from .frontier import Cells, Found
 from .models import TransformerConfig
 from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, growth, holm, lowest, paired, student, unpaired
 
+Key = TypeVar("Key")
 Reading = Literal["paper", "equal compute", "optimised"]
 Word = Literal[
     "holds", "does not hold", "depends on the count", "no effect of that size", "not significant", "too few records"
 ]
 
-#: Each claim's short name, and the paper's words.
+#: Each claim's short name.
 CLAIMS = {
-    "C1": ("nonlinear beats linear", "Nonlinear models dramatically outperform the linear baseline"),
-    "C2": ("attention beats MLPs per FLOP", "Attention dominates MLPs per FLOP even at small scale"),
-    "C3": ("depth hurts when training is short", "More depth without sufficient optimisation degrades"),
-    "C4": ("context hurts when training is short", "More context without sufficient optimisation degrades"),
-    "C5": ("rotary positions lose when small", "Rotary positions underperform learned ones in the small regime"),
-    "C6": ("capacity must match compute", "Capacity must match compute: more parameters need more optimisation steps"),
-    "C7": (
-        "words under a cap overfit early",
-        "Word-level training under the cap overfits early; early stopping is what holds it",
-    ),
-}  # fmt: skip
+    "C1": "nonlinear beats linear",
+    "C2": "attention beats MLPs per FLOP",
+    "C3": "depth hurts when training is short",
+    "C4": "context hurts when training is short",
+    "C5": "rotary positions lose when small",
+    "C6": "capacity must match compute",
+    "C7": "words under a cap overfit early",
+}
 
 
 @dataclass(frozen=True)
@@ -232,28 +231,6 @@ CONTRASTS: dict[tuple[str, Reading], tuple[Contrast, ...]] = {
     ),
 }  # fmt: skip
 
-#: What each claim's tests ask, as the paper ran it and otherwise.
-ASKS: dict[tuple[str, Reading], str] = {
-    ("C1", "paper"): "Each nonlinear model of the main table has the lower test loss.",
-    ("C1", "equal compute"): "The best nonlinear model is ahead of the best linear one at every budget.",
-    ("C2", "paper"): "The paper's attention has the lower validation loss after its first epochs, one block and three; "
-    "one costs less than its MLP or more, depending on how FLOPs are counted, three cost more either way.",
-    ("C2", "equal compute"): "The best attention model is ahead of the best MLP at this budget.",
-    ("C2", "optimised"): "With today's training, without short convolutions, the transformer leads the best MLP "
-    "at the largest budget of both.",
-    ("C3", "paper"): "Four blocks have a higher test loss than three after the same 60,000 windows.",
-    ("C3", "equal compute"): "Three blocks have a higher test loss than one at every budget, each at its best.",
-    ("C3", "optimised"): "Four and six blocks have a higher test loss than three after 80,000 windows.",
-    ("C4", "paper"): "Each doubling of the linear model's context raises its test loss.",
-    ("C4", "optimised"): "At the largest budget, at the one rate tried there, the linear model with 128 characters is "
-    "behind that with 8.",
-    ("C5", "paper"): "Rotary positions have the higher test loss after the same 400,000 windows.",
-    ("C5", "optimised"): "They have it too where every position of a window is scored, and learned ones start small.",
-    ("C6", "paper"): "A second epoch buys the widest MLP more than the narrowest.",
-    ("C6", "equal compute"): "At equal FLOPs the narrower MLP, trained for longer, is ahead.",
-    ("C7", "paper"): "The last epoch is worse than the paper's best one in validation, and than the kept one in test.",
-}  # fmt: skip
-
 
 class Measured(NamedTuple):
     """One contrast as the records have it; p is corrected over all contrasts of its reading."""
@@ -383,9 +360,7 @@ def convolutions(evidence: Evidence) -> dict[float, Estimate]:
 
     Welch's tests over seeds; p values after Holm's correction over the budgets.
     """
-    pairs = zip(evidence.unconvolved.items(), evidence.convolved.values(), strict=True)
-    losses = {key[1]: [[r.test_nll_whole for r in of] for of in (plain, records)] for (key, plain), records in pairs}
-    return corrected({budget: unpaired(*pair) for budget, pair in losses.items()})
+    return _tested({key[1]: (evidence.unconvolved[key], of) for key, of in evidence.convolved.items()})
 
 
 def convolved_against_mlp(evidence: Evidence) -> dict[float, Estimate]:
@@ -394,16 +369,14 @@ def convolved_against_mlp(evidence: Evidence) -> dict[float, Estimate]:
     return corrected({b: m.estimate for b, m in mlp_against_blocks({**mlps, **evidence.convolved}).items()})
 
 
-def convolutions_elsewhere(folder: Path = RESULTS) -> dict[tuple[str, float], Estimate]:
+def convolutions_elsewhere() -> dict[tuple[str, float], Estimate]:
     """What short convolutions take off the test loss on other texts, in nats a token, by text and budget.
 
     Welch's tests over seeds; p values after Holm's correction over all of them.
     """
-    found = {e: r for suite in ("words-together", "convolutions") for e, r in Store(folder / suite).found().items()}
-    pairs = {
-        key: [[found[run].test_nll for run in of] for of in both] for key, both in studies.elsewhere(found).items()
-    }
-    return corrected({key: unpaired(*pair) for key, pair in pairs.items()})
+    found = {e: r for suite in ("words-together", "convolutions") for e, r in Store(RESULTS / suite).found().items()}
+    pairs = studies.elsewhere(found).items()
+    return _tested({key: [[found[run] for run in of] for of in both] for key, both in pairs}, TEST)
 
 
 def gains(found: Found, changes: str) -> dict[str, Estimate]:
@@ -412,14 +385,19 @@ def gains(found: Found, changes: str) -> dict[str, Estimate]:
     In the chain against the one before, else against today's training; where all seeds are there. Welch's tests over
     seeds; p values after Holm's correction over all of them.
     """
-    losses = {
-        name: [found[run].test_nll_whole for run in runs]
+    there = {
+        name: [found[run] for run in runs]
         for name, runs in studies.gained(found, changes).items()
         if all(run in found for run in runs)
     }
-    names = list(losses)
+    names = list(there)
     before = names if changes == "chain" else names[:1] * len(names)
-    return corrected({new: unpaired(losses[old], losses[new]) for old, new in zip(before, names[1:], strict=False)})
+    return _tested({new: (there[old], there[new]) for old, new in zip(before, names[1:], strict=False)})
+
+
+def _tested(pairs: Mapping[Key, Sequence[Iterable[Record]]], read: Read = WHOLE) -> dict[Key, Estimate]:
+    """What the second records of each pair score less than the first: Welch's tests, p after Holm's over all."""
+    return corrected({key: unpaired(*([read.of(r) for r in of] for of in pair)) for key, pair in pairs.items()})
 
 
 def minima(found: Found, read: Callable[[Record], float] = VALID.of) -> dict[tuple[str, float], Lowest | None]:
@@ -436,18 +414,13 @@ def minima(found: Found, read: Callable[[Record], float] = VALID.of) -> dict[tup
     return there
 
 
-def doublings(evidence: Evidence) -> list[Measured]:
-    """What each doubling of the context costs the paper's transformer, in the loss on the whole test split.
+def doublings(evidence: Evidence) -> dict[int, Estimate]:
+    """What doubling the context of the paper's transformer to each length costs, in the loss on the whole test split.
 
     Trained on 80,000 windows, as ``studies.depth_context`` does; p values are corrected among themselves.
     """
-    asked = [
-        _worse(f"Transformer, {2 * T} characters", f"Transformer, {T} characters", WHOLE, paired=False)
-        for T in studies.CONTEXTS[:-1]
-    ]
-    found = {m.says: m for contrast in asked if (m := contrast.measure(evidence)) is not None}
-    estimates = corrected({says: m.estimate for says, m in found.items()})
-    return [m._replace(estimate=estimates[says]) for says, m in found.items()]
+    runs = {T: evidence.runs(f"Transformer, {T} characters").values() for T in studies.CONTEXTS}
+    return _tested({b: (runs[b], runs[a]) for a, b in pairwise(studies.CONTEXTS)})
 
 
 def spreads(evidence: Evidence) -> dict[str, tuple[float, float]]:
@@ -474,13 +447,8 @@ def chance(evidence: Evidence) -> float:
     return student(sum(map(len, sides)) - 2) * unpaired(*sides).spread
 
 
-def headline(evidence: Evidence, counting: float) -> dict[str, float]:
-    """The numbers of the first screen: what was found, and what each line of advice rests on. Losses on the whole test.
-
-    Args:
-        evidence: the records.
-        counting: loss of the counting model on Tiny Shakespeare's whole test split.
-    """
+def headline(evidence: Evidence) -> dict[str, float]:
+    """The numbers of the first screen: what was found, what each line of advice rests on. Losses on the whole test."""
     cells = evidence.cells
     agree = paper.agreement(evidence.paper)
     characters = [r for r in paper.RUNS if r.group != "words"]
@@ -518,7 +486,6 @@ def headline(evidence: Evidence, counting: float) -> dict[str, float]:
     return {
         "agree": agree["0.03 nats"],
         "agree_sd": agree["3 s.d."],
-        "counting": counting,
         "lowest": min(c.loss for c in cells.values()),
         "paper_best": runs[best.label],
         "short_context": short.family.context,

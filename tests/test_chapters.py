@@ -190,7 +190,7 @@ def live(monkeypatch):
     """The paper's linear model after a few steps on the stand-in."""
     monkeypatch.setenv("SLMLIB_BUDGET", "smoke")
     monkeypatch.setenv("SLMLIB_SEED", "0")
-    return chapters.rerun("Linear", chapters.stand_in("tiny_shakespeare"))
+    return chapters.rerun("Linear", replace(corpora.load_corpus("python-docs"), stands_in_for="tiny_shakespeare"))
 
 
 def test_a_rerun_is_the_papers_run_at_the_chapters_budget(live):
@@ -395,7 +395,6 @@ def test_a_study_finds_what_the_store_has_and_pairs_by_seed(tmp_path, monkeypatc
     assert chapters.change(ours, theirs) == pytest.approx([0.7])
     assert chapters.change(ours, theirs, chapters.whole_split) == pytest.approx([0.7])
     assert chapters.gap(ours, theirs) is None and chapters.gap(ours, ours).effect == 0
-    assert chapters.validation_curves({"ours": ours}, 50) == {"ours": {e * 50: [5.0, 5.0] for e in (1, 2, 3)}}
 
 
 def test_losses_by_epoch():
@@ -407,8 +406,6 @@ def test_losses_by_epoch():
 
 
 def test_numbers_as_text():
-    half = stats.paired([-0.1, -0.2, -0.15]).high + 0.15
-    assert chapters.with_interval([-0.1, -0.2, -0.15]) == f"−0.150 (−{0.15 + half:.3f} to −{0.15 - half:.3f})"
-    assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1), 1) == "+0.1 (+0.0 to +0.2)"
+    assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1)) == "+0.100 (+0.000 to +0.200)"
     assert chapters.signed(-0.0123) == "−0.012" and chapters.signed(2, 1) == "+2.0"
     assert chapters.plus_minus([2.0, 2.1]) == "2.050 ± 0.071" and chapters.plus_minus([2.0], 1) == "2.0"

@@ -14,7 +14,7 @@ from conftest import made_up, same, timeless
 from slmlib import experiments, training
 from slmlib.checkpoints import epochs_done
 from slmlib.corpora import exact_name, load_corpus
-from slmlib.experiments import Experiment, RecordDamaged, Remaining, Store, run, run_all, trained
+from slmlib.experiments import Experiment, RecordDamaged, Store, run, run_all, trained
 from slmlib.flops import count_flops
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
 from slmlib.training import Diverged, TrainingConfig, evaluate, fit
@@ -433,53 +433,3 @@ def test_an_interrupt_ends_it_at_once_and_the_next_call_goes_on(store, monkeypat
         run_all(THREE, store=store)
     (kept,) = store
     assert run_all(THREE, store=store)[0] == kept
-
-
-# The estimate of what is left
-
-
-def took(experiment, seconds, **machine):
-    here = {**experiments.machine(), **machine}
-    return made_up(experiment, seconds={"training": seconds, "testing": 0.0}, machine=here)
-
-
-def seeds(experiment, *of):
-    return [replace(experiment, seed=s) for s in of]
-
-
-def test_without_a_record_of_this_machine_there_is_no_estimate(store):
-    wanted = seeds(LINEAR, 0, 1, 2)
-    assert str(Remaining(wanted, store)) == "time left: unknown"
-    store.put(took(replace(LINEAR, seed=9), 60.0, processor="another"))
-    assert Remaining(wanted, store).seconds() is None
-    assert Remaining([], store).seconds() == 0
-    store.put(took(replace(LINEAR, seed=10), 0.0))
-    assert Remaining(wanted, store).seconds() == 0  # nothing that took time to judge by
-
-
-def test_the_estimate_goes_by_like_runs_and_else_by_flops(store):
-    for seed, seconds in ((7, 50.0), (8, 70.0)):
-        store.put(took(replace(LINEAR, seed=seed), seconds))
-    like = seeds(LINEAR, 0, 1, 2, 3)
-    for workers, expected in ((1, 4 * 60), (2, 2 * 60)):
-        assert Remaining(like, store, workers).seconds() == pytest.approx(expected, abs=0.5)
-    thrice = replace(LINEAR, training=replace(QUICK, windows_per_epoch=3 * 64))  # one run, whatever the workers
-    for workers in (1, 8):
-        assert Remaining([thrice], store, workers).seconds() == pytest.approx(3 * 60, abs=0.5)
-    assert Remaining([replace(LINEAR, seed=7), *like], store).finished == {replace(LINEAR, seed=7)}
-
-
-def test_time_spent_on_runs_under_way_counts(store, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(experiments.time, "monotonic", lambda: now[0])
-    store.put(took(replace(LINEAR, seed=9), 3600.0))
-    remaining = Remaining(seeds(LINEAR, 0, 1, 2, 3), store, workers=2)
-    assert str(remaining) == "about 2 h 00 min left"
-    now[0] += 1800
-    assert str(remaining) == "about 1 h 30 min left"
-    now[0] += 1800
-    for e in seeds(LINEAR, 0, 1):
-        remaining.add(took(e, 3600.0))
-    assert str(remaining) == "about 1 h 00 min left" and len(remaining.finished) == 2
-    now[0] += 9000
-    assert remaining.seconds() == 0

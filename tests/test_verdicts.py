@@ -196,14 +196,16 @@ def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
 
 
 def test_a_first_screen_that_would_not_be_true_is_refused(evidence):
-    screen.numbers(evidence, 1.69, {"orders": 1.654, "mixed_tiny": 1.61, "mixed_large": 1.55})
-    for counting, mixed in ((9.9, 1.61), (1.69, 1.7)):
+    mixed = {"orders": 1.654, "mixed_tiny": 1.61, "mixed_more": 1.63, "mixed_tenth": 1.61, "mixed_dear": 1.56}
+    mixed["mixed_large"] = 1.55
+    screen.numbers(evidence, 1.69, mixed)
+    for counting, tiny in ((9.9, 1.61), (1.69, 1.7)):
         with pytest.raises(AssertionError):
-            screen.numbers(evidence, counting, {"orders": 1.654, "mixed_tiny": mixed, "mixed_large": 1.55})
+            screen.numbers(evidence, counting, mixed | {"mixed_tiny": tiny})
 
 
 def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypatch, evidence, mixed):
-    monkeypatch.setattr(Evidence, "read", lambda folder: evidence)
+    monkeypatch.setattr(Evidence, "read", lambda: evidence)
     monkeypatch.setattr(screen, "mixtures", lambda corpus: mixed)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book/assets").mkdir(parents=True)
