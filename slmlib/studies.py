@@ -179,9 +179,13 @@ def tried(changes: str) -> dict[str, list[Experiment]]:
 
 
 def gained(found: Found, changes: str) -> dict[str, list[Experiment]]:
-    """Of each change all seeds, at the learning rate that seed 0's validation chose; of those that are through."""
+    """Of each change all seeds, at the learning rate that seed 0's validation chose; of those that are through.
+
+    Five, or three of a change at ``LARGER``.
+    """
+    seeds = {name: SEEDS if changes == "again" and name != _TODAY.name else GAIN_SEEDS for name in tried(changes)}
     return {
-        name: [replace(min(of, key=lambda e: min(found[e].valid)), seed=seed) for seed in range(GAIN_SEEDS)]
+        name: [replace(min(of, key=lambda e: min(found[e].valid)), seed=seed) for seed in range(seeds[name])]
         for name, of in tried(changes).items()
         if all(run in found for run in of)
     }
