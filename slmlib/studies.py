@@ -378,25 +378,38 @@ def elsewhere(found: Found | None = None) -> dict[tuple[str, float], tuple[list[
 
     Python's documentation is that of the records in ``found``, the published ones if None: each version has another.
     """
-    found = Store(RESULTS / "convolutions").found() if found is None else found
-    words, docs = words_together(), [e for e in found if e.corpus.startswith("python-docs") and not e.model.conv]
+    words = words_together()
     plain = {("Penn Treebank", budget): words["Penn Treebank", budget] for budget in (1e12, 3e12, 1e13)}
-    if not docs:
-        text, known = load_corpus("python-docs"), recipes.published()
-        docs = [_reaching(recipes.best_under(3e12, text, "blocks", known, seed), 0) for seed in range(SEEDS)]
-    plain["python-docs", 3e12] = sorted(docs, key=lambda e: e.seed)
+    plain["python-docs", 3e12] = [_reaching(run, 0) for run in on_documentation("blocks", found)]
     return {key: (runs, [_reaching(run) for run in runs]) for key, runs in plain.items()}
 
 
-def largest() -> Experiment:
-    """The transformer of 3·10¹³ FLOPs with short convolutions, given 10¹⁴."""
-    return recipes.experiment("blocks", recipes.chosen(recipes.published())["blocks", 3e13], 1e14, 0)
+def on_documentation(architecture: str, found: Found | None = None) -> list[Experiment]:
+    """That architecture for 3·10¹² FLOPs on Python's documentation, by seed; the text is that of ``elsewhere``."""
+    found = Store(RESULTS / "convolutions").found() if found is None else found
+    choice("architecture", architecture, ("mlp", "blocks"))
+    kind = "mlp" if architecture == "mlp" else "transformer"
+    there = {e.seed: e for e in found if e.corpus.startswith("python-docs") and e.kind == kind}
+    if not there:
+        text, known = load_corpus("python-docs"), recipes.published()
+        there = {seed: recipes.best_under(3e12, text, architecture, known, seed) for seed in range(SEEDS)}
+    return [there[seed] for seed in sorted(there)]
+
+
+def largest(dropout: float = 0.0) -> Experiment:
+    """The transformer of 3·10¹³ FLOPs with short convolutions, given 10¹⁴, and that dropout on each branch."""
+    point = {**recipes.chosen(recipes.published())["blocks", 3e13], "dropout": dropout}
+    return recipes.experiment("blocks", point, 1e14, 0)
 
 
 def convolutions(seeds: int, found: Found) -> list[Experiment]:
-    """Short convolutions on other texts, and in the largest run. Without them words are among ``words-together``."""
+    """Short convolutions on other texts, an MLP on one of them, and the largest runs.
+
+    Transformers of words without convolutions are among ``words-together``.
+    """
     there = elsewhere(found)
-    return [*there["python-docs", 3e12][0], *(run for _, of in there.values() for run in of), largest()]
+    with_ = [run for _, of in there.values() for run in of]
+    return [*there["python-docs", 3e12][0], *with_, *on_documentation("mlp", found), largest(), largest(0.1)]
 
 
 #: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.

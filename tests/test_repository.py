@@ -1,5 +1,6 @@
 """What is committed: notebooks without outputs, one set of requirements, nothing of this or that machine."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -176,3 +177,15 @@ def test_the_page_on_citing_says_what_citation_cff_says():
     cited = dict(re.findall(r"(\w+) += {([^{}]+)}", page))
     assert [cited[field] for field in ("title", "version")] == [known[field] for field in ("title", "version")]
     assert cited["year"] == str(known["date-released"].year)
+
+
+def test_each_module_imports_only_from_those_above_it():
+    """As the page on the package says, which lists all of them."""
+    order = re.findall(r"automodule:: slmlib\.(\w+)", (ROOT / "book/api.md").read_text(encoding="utf-8"))
+    there = {path.stem for path in (ROOT / "slmlib").glob("[!_]*.py")}
+    assert set(order) == there and len(order) == len(there)
+    for at, name in enumerate(order):
+        for node in ast.walk(ast.parse((ROOT / f"slmlib/{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                needed = {node.module} if node.module else {alias.name for alias in node.names}
+                assert needed & there <= set(order[:at]), name

@@ -226,6 +226,11 @@ def test_the_book_is_built(browser):
     assert CHAPTERS
 
 
+def test_every_page_has_a_content_security_policy():
+    policy = '<meta http-equiv="Content-Security-Policy"'
+    assert [name for name in PAGES if policy not in (SITE / name).read_text(encoding="utf-8")] == []
+
+
 @pytest.mark.parametrize("name", ["book/intro.html", "book/models.html"])
 def test_what_a_text_might_smuggle_in_does_not_run(page, name):
     page.goto((SITE / name).as_uri())

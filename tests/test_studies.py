@@ -87,7 +87,12 @@ def test_on_other_texts_runs_differ_in_their_convolutions_alone():
         assert [studies._reaching(run) for run in plain] == convolved and not any(run.model.conv for run in plain)
         assert set(plain) <= {*asked, *words} and set(convolved) <= set(asked)
         assert len({run.seed for run in plain}) == len(plain) == 3
-    assert studies.largest().flops(65) == pytest.approx(1e14, rel=1e-3) and studies.largest() in asked
+    mlps = studies.on_documentation("mlp")
+    assert {run.corpus for run in mlps} == {run.corpus for run in there["python-docs", 3e12][0]} and set(mlps) <= set(
+        asked
+    )
+    assert studies.largest().flops(65) == pytest.approx(1e14, rel=1e-3)
+    assert {studies.largest(), studies.largest(0.1)} <= set(asked)
 
 
 @pytest.mark.parametrize("name", studies.WORDS)

@@ -320,6 +320,16 @@ def test_what_is_no_checkpoint_of_this_run_is_refused_by_name_and_left(other, ch
     assert checkpoint.read_bytes() == before
 
 
+@pytest.mark.parametrize("other", ["torch.__version__", "compiling"])
+def test_a_checkpoint_of_other_arithmetic_is_refused(other, checkpoint, monkeypatch):
+    run(training=FOUR, checkpoint=checkpoint)
+    where = torch if other == "torch.__version__" else training_module
+    monkeypatch.setattr(where, other.split(".")[-1], "1.0" if where is torch else lambda: True)
+    monkeypatch.setattr(training_module, "compiled", lambda step: step)
+    with pytest.raises(ValueError, match="delete it to start this run anew"):
+        run(training=FOUR, checkpoint=checkpoint)
+
+
 def test_a_checkpoint_without_its_checksum_is_refused(checkpoint):
     run(training=FOUR, checkpoint=checkpoint)
     with safetensors.safe_open(checkpoint, "pt") as file:
