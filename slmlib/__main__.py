@@ -143,9 +143,12 @@ def run(
             return paper.experiments(seeds, group)
         return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
 
+    def there() -> set[Experiment]:
+        return {e for e in records.found() if e in asked and e in records}  # with its losses, where these are kept
+
     executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
     asked = dict.fromkeys(wanted())
-    done = asked.keys() & records.found().keys()
+    done = there()
     columns = BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn(), TimeRemainingColumn()
     try:
         # In FLOPs, as runs differ in length; their speed is the mean since the start.
@@ -166,7 +169,7 @@ def run(
             while left := [e for e in asked if e not in done]:
                 run_all(left, pool, records, where, keep_checkpoints, show)
                 asked = dict.fromkeys(wanted())  # what the frontier asks next depends on what was found
-                done = asked.keys() & records.found().keys()
+                done = there()
                 tell()
     except KeyboardInterrupt:
         err.print(
