@@ -4,7 +4,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
-from . import frontier, mixing, paper, recipes, verdicts
+from . import frontier, mixing, paper, recipes, studies, verdicts
 from .checkpoints import write_whole
 from .checks import explain
 from .corpora import Corpus
@@ -119,6 +119,9 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     elsewhere = verdicts.convolutions_elsewhere()
     assert {text for text, _ in elsewhere} == {"Penn Treebank", "python-docs"}, elsewhere
     assert [e.sign for e in elsewhere.values()].count(1) == 1 and len(elsewhere) == 4, elsewhere
+    docs = Store(RESULTS / "convolutions").found()
+    sides = studies.on_documentation("mlp", docs), studies.elsewhere(docs)["python-docs", 3e12][0]
+    assert unpaired(*([docs[run].test_nll for run in of] for of in sides)).sign > 0, sides
     took = [r.seconds["training"] / 60 for r in evidence.convolved["blocks", 1e13]]
     assert min(took) > 6.5 and max(took) < 8.5, took
     assert found["convolved"] < found["counting"] - 0.02, found
