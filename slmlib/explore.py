@@ -460,9 +460,14 @@ def learning(
     """What a model writes after so many steps: it is trained here, once, and looked at on the way.
 
     Without a config and a training: the transformer for 10¹⁰ FLOPs; without a corpus, on Tiny Shakespeare.
+
+    Raises:
+        ValueError: for one of config and training without the other.
     """
     corpus = load_corpus("tiny_shakespeare") if corpus is None else corpus
-    if config is None or training is None:
+    if (config is None) != (training is None):
+        raise ValueError("config and training must be given together, or neither")
+    if config is None:
         small = recipes.small("blocks", corpus)
         config, training = small.model, small.training
     model = build(config, len(corpus.vocabulary), seed=seed)

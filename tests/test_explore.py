@@ -117,6 +117,8 @@ def test_cost_is_what_flops_says():
 
 def test_learning_looks_on_the_way_at_what_it_trains(corpus):
     training = TrainingConfig(epochs=1, windows_per_epoch=35 * 16, batch=16, eval_windows=200, learning_rate=0.01)
+    with pytest.raises(ValueError, match="config and training"):
+        explore.learning(LinearConfig(4, 8), None, corpus)
     explorer = explore.learning(LinearConfig(4, 8), training, corpus)
     assert list(explorer.controls[0].options) == ["0", "10", "30", "35"]
     losses = [float(re.search(r"([\d.]+) nats", explorer.frame(i)).group(1)) for i in range(4)]
