@@ -138,17 +138,18 @@ def run(
     records = Store(store or RESULTS / suite.value, suite.value in studies.KEEP_LOSSES)
     keep_checkpoints |= suite == "frontier"  # whose budgets go on from each other
 
-    def wanted() -> list[Experiment]:
+    def look() -> tuple[list[Experiment], set[Experiment]]:
+        """What is asked for, given the records that there are, and what of it is done."""
+        found = records.found()
         if suite == "paper":
-            return paper.experiments(seeds, group)
-        return studies.SUITES[suite](seeds or studies.SEEDS, records.found())
-
-    def there() -> set[Experiment]:
-        return {e for e in records.found() if e in asked and e in records}  # with its losses, where these are kept
+            wanted = paper.experiments(seeds, group)
+        else:
+            wanted = studies.SUITES[suite](seeds or studies.SEEDS, found)
+        asked = list(dict.fromkeys(wanted))
+        return asked, {e for e in asked if e in found and e in records}  # with its losses, where these are kept
 
     executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
-    asked = dict.fromkeys(wanted())
-    done = there()
+    asked, done = look()
     columns = BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn(), TimeRemainingColumn()
     try:
         # In FLOPs, as runs differ in length; their speed is the mean since the start.
@@ -168,8 +169,7 @@ def run(
             tell()
             while left := [e for e in asked if e not in done]:
                 run_all(left, pool, records, where, keep_checkpoints, show)
-                asked = dict.fromkeys(wanted())  # what the frontier asks next depends on what was found
-                done = there()
+                asked, done = look()  # what the frontier asks next depends on what was found
                 tell()
     except KeyboardInterrupt:
         err.print(
@@ -303,7 +303,7 @@ def scoreboard(
     figures.use_style()
     lines, points, together = screen.emblem(evidence, mixed)
     figures.emblem(lines, points, counting, together).savefig("book/assets/emblem.svg", metadata={"Date": None})
-    Path("book/assets/budget.html").write_text(explore.budget(recipes.published()).page(), encoding="utf-8")
+    Path("book/assets/budget.html").write_text(explore.budget().page(), encoding="utf-8")
 
 
 @app.command()

@@ -124,7 +124,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert {text for text, _ in elsewhere} == {"Penn Treebank", "python-docs"}, elsewhere
     assert [e.sign for e in elsewhere.values()].count(1) == 1 and len(elsewhere) == 4, elsewhere
     docs = Store(RESULTS / "convolutions").found()
-    sides = studies.on_documentation("mlp", docs), studies.elsewhere(docs)["python-docs", 3e12][0]
+    sides = [studies.on_documentation(architecture, docs) for architecture in ("mlp", "blocks")]
     assert unpaired(*([docs[run].test_nll for run in of] for of in sides)).sign > 0, sides
     took = [r.seconds["training"] / 60 for r in evidence.convolved["blocks", 1e13]]
     assert min(took) > 6.5 and max(took) < 8.5, took

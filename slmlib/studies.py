@@ -183,12 +183,12 @@ def gained(found: Found, changes: str) -> dict[str, list[Experiment]]:
 
     Five, or three of a change at ``LARGER``.
     """
-    seeds = {name: SEEDS if changes == "again" and name != _TODAY.name else GAIN_SEEDS for name in tried(changes)}
-    return {
-        name: [replace(min(of, key=lambda e: min(found[e].valid)), seed=seed) for seed in range(seeds[name])]
-        for name, of in tried(changes).items()
-        if all(run in found for run in of)
-    }
+    there = {}
+    for name, of in tried(changes).items():
+        if all(run in found for run in of):
+            best, few = min(of, key=lambda e: min(found[e].valid)), changes == "again" and name != _TODAY.name
+            there[name] = [replace(best, seed=seed) for seed in range(SEEDS if few else GAIN_SEEDS)]
+    return there
 
 
 def reached() -> dict[int, Experiment]:
@@ -380,12 +380,15 @@ def elsewhere(found: Found | None = None) -> dict[tuple[str, float], tuple[list[
     """
     words = words_together()
     plain = {("Penn Treebank", budget): words["Penn Treebank", budget] for budget in (1e12, 3e12, 1e13)}
-    plain["python-docs", 3e12] = [_reaching(run, 0) for run in on_documentation("blocks", found)]
+    plain["python-docs", 3e12] = on_documentation("blocks", found)
     return {key: (runs, [_reaching(run) for run in runs]) for key, runs in plain.items()}
 
 
 def on_documentation(architecture: str, found: Found | None = None) -> list[Experiment]:
-    """That architecture for 3·10¹² FLOPs on Python's documentation, by seed; the text is that of ``elsewhere``."""
+    """That architecture for 3·10¹² FLOPs on Python's documentation, by seed, without short convolutions.
+
+    The text is that of ``elsewhere``.
+    """
     found = Store(RESULTS / "convolutions").found() if found is None else found
     choice("architecture", architecture, ("mlp", "blocks"))
     kind = "mlp" if architecture == "mlp" else "transformer"
@@ -393,7 +396,8 @@ def on_documentation(architecture: str, found: Found | None = None) -> list[Expe
     if not there:
         text, known = load_corpus("python-docs"), recipes.published()
         there = {seed: recipes.best_under(3e12, text, architecture, known, seed) for seed in range(SEEDS)}
-    return [there[seed] for seed in sorted(there)]
+    runs = [there[seed] for seed in sorted(there)]
+    return runs if architecture == "mlp" else [_reaching(run, 0) for run in runs]
 
 
 def largest(dropout: float = 0.0) -> Experiment:

@@ -312,6 +312,19 @@ def test_scoring_the_last_position_equals_scoring_every_position(norm, positions
 
 
 @positions
+def test_attention_depends_on_relative_positions_alone_unless_positions_are_learned(positions):
+    model = make(replace(SMALL, layers=1, positions=positions), scale=0.5)
+    tokens, shift = ids(B, 5), 3
+    here = model.attention_maps(tokens)
+    there = model.attention_maps(torch.cat((ids(B, shift, seed=1), tokens), 1))[..., shift:, shift:]
+    there = there / there.sum(-1, keepdim=True)  # what went to the tokens in front, left out
+    difference = (here - there).abs().max()
+    assert difference > 0.01 if positions == "learned" else difference < 1e-5
+    of_one_token = model.attention_maps(torch.zeros(1, T, dtype=torch.long))[..., -1, :]  # the same content everywhere
+    assert (of_one_token.std() > 1e-3) == (positions != "none")
+
+
+@positions
 def test_attention_maps_are_the_weights_of_evaluation(positions):
     model, used = make(replace(SMALL, dropout=0.5, positions=positions)), []
     for block in model.blocks:

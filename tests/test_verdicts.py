@@ -12,9 +12,11 @@ import pytest
 from test_paper import invented
 from typer.testing import CliRunner
 
-from slmlib import recipes, screen, stats, studies, verdicts
+from slmlib import paper, recipes, screen, stats, studies, verdicts
 from slmlib.__main__ import MARKS, app
 from slmlib.chapters import CONTEXT, counted
+from slmlib.experiments import RESULTS, Store
+from slmlib.stats import equivalence
 from slmlib.verdicts import CONTRASTS, Evidence
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +135,32 @@ def test_under_no_effect_at_all_some_claim_is_called_true_or_false_in_one_case_o
 # --- what is published
 
 
+def test_the_published_verdicts(evidence, judged):
+    """As the paper ran it, at equal compute, each at its best; C2 at equal compute by budget."""
+    words = {(v.claim, v.reading): v.verdict for v in judged if v.flops is None}
+    assert words == {
+        ("C1", "paper"): "holds",
+        ("C1", "equal compute"): "holds",
+        ("C2", "paper"): "depends on the count",
+        ("C2", "optimised"): "not significant",
+        ("C3", "paper"): "no effect of that size",
+        ("C3", "equal compute"): "not significant",
+        ("C3", "optimised"): "not significant",
+        ("C4", "paper"): "holds",
+        ("C4", "optimised"): "holds",
+        ("C5", "paper"): "holds",
+        ("C5", "optimised"): "does not hold",
+        ("C6", "paper"): "does not hold",
+        ("C6", "equal compute"): "holds",
+        ("C7", "paper"): "holds",
+    }
+    by_budget = {v.flops: v.weakest for v in judged if v.flops}
+    assert [e.sign for e in by_budget.values()] == [-1, -1, -1, -1, 0, 0]
+    assert [round(e.effect, 3) for e in by_budget.values()] == [-0.138, -0.114, -0.042, -0.039, 0.001, 0.037]
+    (at_best,) = verdict(judged, "C2", "optimised").contrasts
+    assert at_best.estimate.effect == verdicts.mlp_against_blocks(evidence.today)[1e13].estimate.effect
+
+
 def test_asked_for_a_hundredth_these_verdicts_move(evidence, judged, monkeypatch):
     """As chapter 12's first solution says."""
     monkeypatch.setattr(stats, "LEVEL", 0.01)
@@ -164,6 +192,79 @@ def test_what_short_convolutions_save_is_a_difference_of_means_where_all_seeds_a
     assert list(replace(evidence, gain=fewer).convolved) == [key for key in there if key[1] != 1e12]
 
 
+def test_what_short_convolutions_save_on_other_texts_is_a_difference_of_means():
+    saved, asked = verdicts.convolutions_elsewhere(), studies.elsewhere()
+    stores = Store(RESULTS / "words-together"), Store(RESULTS / "convolutions")
+    assert list(saved) == list(asked)
+    for key, pair in asked.items():
+        without, with_ = (
+            mean(next(store.get(run) for store in stores if run in store).test_nll for run in of) for of in pair
+        )
+        assert saved[key].effect == pytest.approx(without - with_)
+
+
+def test_c2_on_the_papers_pair_has_four_answers(judged):
+    found = [m.estimate for m in verdict(judged, "C2").contrasts]
+    assert [round(e.effect, 3) for e in found] == [0.109, -0.051, 0.002, 0.002]
+    ratios = [
+        verdicts.cost_ratio(label, epochs, ledger)
+        for label, epochs, ledger in (
+            ("Self-attention", 2, "needed"),
+            ("Self-attention", 1, "written"),
+            ("Transformer", 1, "needed"),
+            ("Transformer", 1, "written"),
+        )
+    ]
+    assert ratios == pytest.approx([0.686, 2.289, 3.607, 4.905], abs=1e-3)
+
+
+def test_depth_an_effect_as_large_as_the_papers_is_excluded(evidence):
+    a, b = (list(evidence.runs(f"Transformer L={n}").values()) for n in (4, 3))
+    p = equivalence([x.test_nll - y.test_nll for x, y in zip(a, b, strict=True)], 0.0283)
+    assert round(p, 3) == 0.004
+
+
+def test_context_two_of_three_doublings_hurt_the_transformer(evidence):
+    """By Welch's test: runs of different contexts draw different windows."""
+    found = list(verdicts.doublings(evidence).values())
+    assert [round(e.effect, 3) for e in found] == [0.025, 0.038, 0.100]
+    assert [e.sign for e in found] == [0, 1, 1] and round(found[0].p, 3) == 0.059
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rotary_positions_lose_on_the_whole_split_without_any_one_seed(evidence, seed):
+    estimate = CONTRASTS["C5", "paper"][1].measure(evidence.without(seed)).estimate
+    assert estimate.low > 0 and estimate.n == 4
+
+
+def test_the_papers_gaps_in_standard_deviations_of_runs_that_share_nothing(evidence):
+    ratios = {name[:2]: gap / apart for name, (gap, apart) in verdicts.spreads(evidence).items()}
+    assert round(ratios["C3"], 1) == 1.0 and round(ratios["C5"], 1) == 1.6
+
+
+def test_agreement_by_each_rule(evidence):
+    assert list(paper.agreement(evidence.paper).values()) == [15, 18, 19]
+
+
+def test_capacity_at_equal_flops_and_early_stopping(judged):
+    c6 = [m.estimate for m in verdict(judged, "C6", "equal compute").contrasts]
+    assert [round(e.effect, 3) for e in c6] == [0.159, 0.138]
+    assert [round(e.high - e.effect, 3) for e in c6] == [0.025, 0.020]
+    assert round(verdict(judged, "C6").weakest.effect, 3) == -0.044
+    assert all(m.estimate.low > 0.8 for m in verdict(judged, "C7").contrasts)
+
+
+def test_a_higher_rate_would_not_have_won_where_the_verdict_is_decided(evidence):
+    deciding = [
+        c
+        for c in evidence.cells.values()
+        if c.family.architecture in ("MLP", "Self-attention", "Transformer")
+        and c.family.context <= 16
+        and c.budget in (3e12, 1e13)
+    ]
+    assert len(deciding) == 14 and all(c.rate < max(c.rates) for c in deciding)
+
+
 def test_verdicts_as_json(judged):
     result = CliRunner().invoke(app, ["verdicts", "--json"])
     listed = json.loads(result.stdout)
@@ -183,6 +284,7 @@ def test_the_table_has_a_row_a_claim_and_a_number_a_cell_at_most(judged):
     cells = [cell.strip() for row in rows for cell in row[2:5]]
     assert all(re.fullmatch(r"–|[✓✗≈⇄]( [+−]?\d\.\d\d)?( → [✓✗≈]( [+−]?\d\.\d\d)?)*", cell) for cell in cells), cells
     assert all(len(re.findall(r"\d\.\d", cell)) == (cell != "–") for cell in cells), cells
+    assert [rows[i][3].strip() for i in (1, 2)] == ["✗ −0.14 → ≈", "✓ → ≈ 0.00"]  # up to 3e12, and beyond
     assert screen.table(judged) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

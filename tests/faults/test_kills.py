@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import safetensors.torch
 from conftest import epochs_in, timeless, wait_until
 from filelock import FileLock, Timeout
 
-from slmlib import checkpoints
+from slmlib import checkpoints, load_corpus
 from slmlib.experiments import Experiment, Store, run
 from slmlib.models import TransformerConfig
 
@@ -57,6 +58,40 @@ def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, forkse
     process.join(1_200)  # a third of the epochs, on a machine that may be busy
     (record,) = store
     assert process.exitcode == 0 and timeless(record) == timeless(whole) and left_in(store) == LOCK
+
+
+def begin_and_run(experiment, store, sign):
+    load_corpus(experiment.corpus)
+    sign.touch()
+    run(experiment, store)
+
+
+def test_killed_at_random_while_it_tests_and_keeps_what_came_out(store, tmp_path, forkserver, dice):
+    """From the last checkpoint on, through the test, the token losses and the record, to the end."""
+    whole, (_, sample) = run(BLOCKS, store, keep_checkpoint=True), store.losses(BLOCKS)
+    running, kept, sign, killed = store.folder / ".running", tmp_path / "kept", tmp_path / "sign", 0
+
+    def but_for_its_test():
+        shutil.rmtree(store.folder)
+        shutil.copytree(kept, running)
+
+    shutil.copytree(running, kept)
+    but_for_its_test()
+    began = time.monotonic()
+    run(BLOCKS, store)
+    took = time.monotonic() - began
+    for _ in range(often(4, 200)):
+        but_for_its_test()
+        sign.unlink(missing_ok=True)
+        process = start(forkserver, begin_and_run, BLOCKS, store, sign)
+        wait_until(sign.exists, process.is_alive, pause=0.001)
+        time.sleep(dice.uniform(0, 1.5 * took))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        assert timeless(run(BLOCKS, store)) == timeless(whole) and store.losses(BLOCKS)[1] == sample
+        assert left_in(store) <= {*LOCK, ".safetensors"}  # a last checkpoint: Store says when it stays
+    assert killed
 
 
 MOMENTS = {  # when it ends -> epochs that are in the checkpoint then
