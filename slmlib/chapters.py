@@ -29,8 +29,8 @@ from .windows import random_stream
 __all__ = [  # what a chapter's first cell brings in
     "agreement", "budget", "by_epoch", "cells", "change", "compare", "counted", "evidence", "finding", "gap",
     "judged", "judgement", "mean", "p_value", "pd", "plus_minus", "random_stream", "recorded", "records", "rerun",
-    "sample", "say", "seed", "signed", "start", "study", "train", "verdict", "whole_split", "with_interval",
-    "yardsticks",
+    "sample", "say", "seed", "signed", "start", "study", "train", "validation_curves", "verdict", "whole_split",
+    "with_interval", "yardsticks",
 ]  # fmt: skip
 
 Loss = Callable[[Record], float]
@@ -284,6 +284,11 @@ def change(after: dict[int, Record], before: dict[int, Record], loss: Loss = TES
 def gap(after: dict[int, Record], before: dict[int, Record], loss: Loss = TEST.of) -> Estimate | None:
     """``change`` with its mean, 95 % interval and p; None for fewer than two seeds."""
     return paired(change(after, before, loss))
+
+
+def validation_curves(runs: Mapping[str, Mapping[int, Record]], windows: int = 1) -> dict[str, dict[int, list[float]]]:
+    """Of records by name and seed: the validation loss of each seed ``by_epoch``."""
+    return {name: by_epoch((r.valid for r in by_seed.values()), windows) for name, by_seed in runs.items()}
 
 
 def by_epoch(curves: Iterable[Sequence[float]], windows: int = 1) -> dict[int, list[float]]:

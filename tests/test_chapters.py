@@ -395,6 +395,7 @@ def test_a_study_finds_what_the_store_has_and_pairs_by_seed(tmp_path, monkeypatc
     assert chapters.change(ours, theirs) == pytest.approx([0.7])
     assert chapters.change(ours, theirs, chapters.whole_split) == pytest.approx([0.7])
     assert chapters.gap(ours, theirs) is None and chapters.gap(ours, ours).effect == 0
+    assert chapters.validation_curves({"ours": ours}, 50) == {"ours": {e * 50: [5.0, 5.0] for e in (1, 2, 3)}}
 
 
 def test_losses_by_epoch():
