@@ -107,7 +107,7 @@ def run(
     suite: Annotated[Suite, typer.Argument(help="Which experiments.")],
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=paper.MOST_SEEDS, help="Seeds of each run; default: those published."),
+        typer.Option(min=1, max=paper.MOST_SEEDS, help="Of each run, as far as it has them; default: as published."),
     ] = None,
     group: Annotated[list[Group] | None, typer.Option(help="Of paper: only this group; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
@@ -145,7 +145,7 @@ def run(
             wanted = paper.experiments(seeds, group)
         else:
             wanted = studies.SUITES[suite](seeds or studies.SEEDS, found)
-        asked = list(dict.fromkeys(wanted))
+        asked = list(dict.fromkeys(e for e in wanted if seeds is None or e.seed < seeds))
         return asked, {e for e in asked if e in found and e in records}  # with its losses, where these are kept
 
     executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
@@ -338,13 +338,23 @@ def bench(
         raise _refuse(f"no benchmark in {BENCHMARKS}: clone the book's repository, which holds it")
     sys.path.insert(0, str(BENCHMARKS))
     measure = importlib.import_module("measure")
+    if save:
+        _see_to(save.parent, "--save")
     found = measure.measure(quick, lambda what: err.print(what, style="dim", highlight=False))
     rows = measure.rows(found)
-    if save:
-        write_whole(save, f"{json.dumps(found, indent=1)}\n".encode())
-        if Path("README.md").is_file() and not quick:
-            put_between(Path("README.md"), BENCH_MARKS, markdown(rows))
     print(json.dumps(found, indent=1)) if as_json else _table(rows)
+    if save:
+        with _refusing(NotWritten):
+            write_whole(save, f"{json.dumps(found, indent=1)}\n".encode())
+        readme = Path("README.md")
+        if not quick and readme.is_file() and BENCH_MARKS[0] in readme.read_text(encoding="utf-8"):
+            put_between(readme, BENCH_MARKS, markdown(rows))
+
+
+def _see_to(folder: Path, option: str) -> None:
+    """Before minutes of work: is there a folder to write its result to?"""
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise typer.BadParameter(f"there is no folder {folder} that may be written to", param_hint=option)
 
 
 @app.command()
@@ -407,10 +417,8 @@ def try_(
     """
     if minutes is not None and flops is not None:
         raise typer.BadParameter("give one of the two, minutes or FLOPs", param_hint="--flops")
-    keep = keep or _free(f"{file.stem}.safetensors")
-    if not (keep.parent.is_dir() and os.access(keep.parent, os.W_OK)):  # said before minutes of training
-        raise typer.BadParameter(f"there is no folder {keep.parent} that may be written to", param_hint="--keep")
-    if keep.exists():  # perhaps the text itself
+    _see_to(keep.parent if keep else Path(), "--keep")
+    if keep and keep.exists():  # perhaps the text itself
         try:
             tryout.load(keep)
         except ValueError:
@@ -429,7 +437,7 @@ def try_(
         raise _refuse(error) from None
     except BrokenExecutor as error:
         raise _refuse(f"{_LOST} ({error}): free some, or try with --workers 1") from None
-    refused = None
+    keep, refused = keep or _free(f"{file.stem}.safetensors"), None
     try:  # before the rows, since whoever reads them may have seen enough
         tryout.keep(keep, found.mixture, found.experiment, corpus.vocabulary)
     except NotWritten as error:
@@ -448,7 +456,8 @@ def try_(
                 print(f"--- {row['model']}\n{_harmless(row['sample'])}\n")
     if refused is not None:
         raise _refuse(refused)
-    kept, command = shlex.quote(str(keep)), "python -m slmlib"
+    kept = shlex.quote(f"./{keep}" if str(keep).startswith("-") else str(keep))  # no option
+    command = "python -m slmlib"
     say = (
         f"{found.rows[-1].model} are in {keep}, together with the text that was counted. Let them write:\n"
         f"  {command} generate {kept} -n 200\nand score another text:\n  {command} score {kept} TEXT"

@@ -426,7 +426,8 @@ def run(
 
     A run that was stopped, in whatever way, goes on from its last finished epoch and ends in the same record, its
     times aside. Where another process or thread runs the same experiment, this one waits for that record. The last
-    checkpoint is kept if asked for: the same experiment with more epochs goes on from it. ``by`` does the work, here or
+    checkpoint is kept if asked for: the same experiment with more epochs goes on from it. (One that a longer run left
+    when it was stopped earlier than this one's end serves this one, and goes with it.) ``by`` does the work, here or
     elsewhere.
 
     Raises:

@@ -163,7 +163,7 @@ def _widget(control: Control) -> tuple[ipywidgets.Widget, ipywidgets.Widget]:
     slider = ipywidgets.SelectionSlider(description=control.label, options=options, value=control.start, **look)
     if control.kind != "play":
         return slider, slider
-    play = ipywidgets.Play(min=0, max=len(options) - 1, interval=700)
+    play = ipywidgets.Play(value=control.start, min=0, max=len(options) - 1, interval=700)
     ipywidgets.jslink((play, "value"), (slider, "index"))
     return slider, ipywidgets.HBox([play, slider])
 
@@ -189,7 +189,7 @@ def _bars(rows: Sequence[tuple[str, float, str]], longest: float | None = None) 
 
 def _likeliest(p: Tensor, vocabulary: Vocabulary, n: int) -> str:
     """Bars of the n tokens with the largest of the probabilities p, (V,)."""
-    top = p.topk(n)
+    top = p.topk(min(n, len(p)))
     rows = zip(top.values.tolist(), top.indices.tolist(), strict=True)
     return _bars([(_visible(vocabulary.tokens[i]), v, f"{v:.0%}") for v, i in rows], 1.0)
 
@@ -331,7 +331,7 @@ def _clock(seconds: float) -> str:
 def counting(corpus: Corpus) -> Explorer:
     """What counts of each order expect after a prompt, and how much of the prompt they have seen before."""
     models = list(of_orders(range(1, 8), len(corpus.vocabulary), corpus.train).values())
-    ends = [400 + 37 * i for i in range(12)]
+    ends = [min(400 + 37 * i, len(corpus.test) - 12 + i) for i in range(12)]
     prompts = [corpus.vocabulary.decode(corpus.test[e - 24 : e]) for e in ends]
     known = set(corpus.vocabulary.tokens)
 
@@ -375,8 +375,8 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
         model = tryout.load(kept).network
     elif model is None:
         model = trained(recipes.small("blocks", corpus), corpus, progress=False)[0]
-    n = min(48, model.config.context)
-    window = corpus.test[start : start + model.config.context]
+    window = corpus.test[min(start, len(corpus.test) - model.config.context) :][: model.config.context]
+    n = min(48, len(window))
     text = corpus.vocabulary.decode(window)[-n:]
     weights = model.attention_maps(window[None])[:, 0, :, -n:, -n:]  # (L, H, n, n)
     percent = (100 * weights).round().int()

@@ -232,7 +232,7 @@ def rows(
         colour = MODELS["MLP"][0] if words is None else VERDICTS.get(words[name], PALE)
         if not isinstance(some, Estimate):
             ax.plot(some, [row] * len(some), ".", color=PALE, ms=5)
-            some = paired(some) or Estimate(*[float(some[0])] * 3, 1.0, 1, 0.0)
+            some = paired(some) or Estimate(*[float(some[0])] * 3, 1.0, 1, 0.0, 0)
         ax.errorbar(some.effect, row, xerr=[[some.effect - some.low], [some.high - some.effect]], fmt="o",
                     color=colour, ms=6, capsize=3, elinewidth=1.4)  # fmt: skip
         if name in (reported or {}):

@@ -23,6 +23,7 @@ class Estimate:
     p: float
     n: int  # seeds, of the smaller side
     spread: float  # standard deviation of what one run of each shows; of one seed, where they are paired
+    free: float  # degrees of freedom of the interval
 
     @property
     def sign(self) -> int:
@@ -75,17 +76,16 @@ def unpaired_pooled(
 
 def _estimate(effect: float, error: float, free: float, spread: float, seeds: Sequence[float]) -> Estimate:
     if not error:  # all the same: equals are no evidence, and any other difference is beyond doubt
-        return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0)
+        return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0, free)
     half = student(free) * error
     p = float(2 * stdtr(free, -abs(effect) / error))
-    return Estimate(float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread))
+    return Estimate(float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread), free)
 
 
-def equivalence(differences: Sequence[float], margin: float) -> float:
-    """p of two one-sided t tests (Schuirmann, 1987): small if the mean difference is within ± ``margin``."""
-    error, free = float(np.std(differences, ddof=1)) / sqrt(len(differences)), len(differences) - 1
-    beyond = abs(fmean(differences)) - margin
-    return float(stdtr(free, beyond / error)) if error else float(beyond >= 0)
+def equivalence(of: Estimate, margin: float) -> float:
+    """p of two one-sided t tests (Schuirmann, 1987): small if what is estimated is within ± ``margin``."""
+    error, beyond = (of.high - of.low) / 2 / student(of.free), abs(of.effect) - margin
+    return float(stdtr(of.free, beyond / error)) if error else float(beyond >= 0)
 
 
 def holm(p: Mapping[Hashable, float]) -> dict:

@@ -148,8 +148,9 @@ def attempt(
         if budget < spent + 2 * turns:
             least = ceil(spent + 2 * turns)
             raise ValueError(
-                f"seconds must be {least} at least for this text here, or minutes {least / 60:.1f}, got {seconds!r} "
-                f"seconds; {' and '.join(f'{row.model} scores {row.test_nll:.3f} nats' for row in rows)}"
+                f"seconds must be {least} at least for this text here, or minutes {ceil(least / 6) / 10}, "
+                f"got {seconds!r} seconds; "
+                + " and ".join(f"{row.model} scores {row.test_nll:.3f} nats" for row in rows)
             )
         budget = (budget - spent) * 0.92 / turns
         say(f"training {' and '.join(_NETWORKS.values())}, {budget:.0f} seconds each")

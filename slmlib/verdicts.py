@@ -280,10 +280,9 @@ def _word(found: Sequence[Measured], wanted: int) -> Word:
         return "depends on the count" if max(signs) > 0 else "does not hold"
     if min(signs) > 0:
         return "holds"
-    excluded = [
-        m.paper and equivalence([x - y for x, y in zip(*m.values, strict=True)], abs(m.paper)) <= LEVEL for m in found
-    ]
-    return "no effect of that size" if max(signs) == 0 and all(excluded) else "not significant"
+    if max(signs) == 0 and all(m.paper and equivalence(m.estimate, abs(m.paper)) <= LEVEL for m in found):
+        return "no effect of that size"
+    return "not significant"
 
 
 def judge(
@@ -390,9 +389,9 @@ def gains(found: Found, changes: str) -> dict[str, Estimate]:
         for name, runs in studies.gained(found, changes).items()
         if all(run in found for run in runs)
     }
-    names = list(there)
-    before = names if changes == "chain" else names[:1] * len(names)
-    return _tested({new: (there[old], there[new]) for old, new in zip(before, names[1:], strict=False)})
+    names = [change.name for change in studies.CHANGES[changes]]
+    pairs = pairwise(names) if changes == "chain" else ((names[0], name) for name in names[1:])
+    return _tested({new: (there[old], there[new]) for old, new in pairs if {old, new} <= there.keys()})
 
 
 def _tested(pairs: Mapping[Key, Sequence[Iterable[Record]]], read: Read = WHOLE) -> dict[Key, Estimate]:

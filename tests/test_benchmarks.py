@@ -97,3 +97,8 @@ def test_the_command_prints_and_keeps_what_was_measured(tmp_path, monkeypatch):
     text = Path("README.md").read_text(encoding="utf-8")
     assert "stale" not in text and "| transformer |" in text and text.endswith("\nafter\n")
     assert "plain ÷ ours" in CliRunner().invoke(app, ["bench", "--quick"]).stdout
+    Path("README.md").write_text("another project's", encoding="utf-8")
+    assert CliRunner().invoke(app, ["bench", "--save", "results.json"]).exit_code == 0
+    assert Path("README.md").read_text(encoding="utf-8") == "another project's"
+    monkeypatch.setattr(measure, "measure", None)  # before anything is measured
+    assert "there is no folder nowhere" in CliRunner().invoke(app, ["bench", "--save", "nowhere/x"]).stderr

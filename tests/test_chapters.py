@@ -228,7 +228,7 @@ HISTORY = History(step_losses=[4.0, 3.5, 3.2, 3.1], train=[3.75, 3.15], valid=[3
 
 
 def drawings():
-    seeds, one = {1e11: [2.0, 2.1], 1e12: [1.9]}, stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1)
+    seeds, one = {1e11: [2.0, 2.1], 1e12: [1.9]}, stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1, 4)
     yield figures.curves({"Linear": HISTORY, "something else": HISTORY}, 128)
     yield figures.lines({"Linear": {8: 3.0, 32: 3.1}, "MLP": {8: 2.9}}, "context")
     yield figures.lines({"ours": {1: [3.0, 3.1], 2: [2.9], 4: []}}, "epoch", scale="linear", reported={1: 3.0})
@@ -285,7 +285,7 @@ def test_lines_are_labelled_at_their_ends_and_no_more_than_five():
 
 
 def test_an_estimate_is_drawn_where_it_is():
-    one = stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1)
+    one = stats.Estimate(0.02, -0.01, 0.05, 0.2, 5, 0.1, 4)
     figure = figures.rows({"C3": one}, "nats", reported={"C3": 0.03}, words={"C3": "not significant"})
     (ax,) = figure.axes
     np.testing.assert_allclose(ax.containers[0].lines[2][0].get_segments()[0][:, 0], [-0.01, 0.05])
@@ -294,7 +294,7 @@ def test_an_estimate_is_drawn_where_it_is():
 
 
 def test_a_waterfall_goes_from_loss_to_loss_in_the_colour_of_what_it_did():
-    better, none = stats.Estimate(0.5, 0.4, 0.6, 0.001, 5, 0.1), stats.Estimate(-0.1, -0.3, 0.1, 0.4, 5, 0.1)
+    better, none = stats.Estimate(0.5, 0.4, 0.6, 0.001, 5, 0.1, 4), stats.Estimate(-0.1, -0.3, 0.1, 0.4, 5, 0.1, 4)
     losses = {"first": [2.0, 2.2], "lower": [1.5, 1.7], "perhaps": [1.7, 1.7]}
     figure = figures.waterfall(losses, {"lower": better, "perhaps": none}, "NLL")
     down, up = figure.axes[0].patches
@@ -407,6 +407,6 @@ def test_losses_by_epoch():
 
 
 def test_numbers_as_text():
-    assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1)) == "+0.100 (+0.000 to +0.200)"
+    assert chapters.with_interval(stats.Estimate(0.1, 0.0, 0.2, 0.1, 3, 0.1, 2)) == "+0.100 (+0.000 to +0.200)"
     assert chapters.signed(-0.0123) == "−0.012" and chapters.signed(2, 1) == "+2.0"
     assert chapters.plus_minus([2.0, 2.1]) == "2.050 ± 0.071" and chapters.plus_minus([2.0], 1) == "2.0"

@@ -84,7 +84,7 @@ def test_stopped_and_started_again(tmp_path, here):
     (record,) = Store(tmp_path)
     kept = Store(tmp_path).path(record.experiment).read_bytes()
 
-    again = here(tmp_path, lambda seeds, found: [experiment(0), experiment(40)])
+    again = here(tmp_path, lambda seeds, found: [experiment(0), experiment(40)], 41)
     assert again.exit_code == 0 and again.stdout.count("test NLL") == 1, again.stderr
     assert experiment(40) in Store(tmp_path) and Store(tmp_path).path(experiment(0)).read_bytes() == kept
 
@@ -107,8 +107,13 @@ def test_output_that_cannot_be_written_is_said_in_a_line():
     assert done.returncode == 1 and done.stderr.decode() == "slmlib: [Errno 28] No space left on device\n"
 
 
+def test_no_more_seeds_are_run_than_are_asked_for(tmp_path, here):
+    done = here(tmp_path, lambda seeds, found: [experiment(seed, 1) for seed in range(3)], 2)
+    assert done.exit_code == 0 and done.stdout.count("test NLL") == 2, done.stderr
+
+
 def test_failing_runs_are_named(tmp_path, here):
-    done = here(tmp_path, lambda seeds, found: [experiment(s, learning_rate=1e30) for s in range(2)])
+    done = here(tmp_path, lambda seeds, found: [experiment(s, learning_rate=1e30) for s in range(2)], 2)
     assert done.exit_code == 1 and done.stderr.count("-mlp-T4-s") == 2 and "lower the learning rate" in done.stderr
 
 

@@ -81,6 +81,8 @@ def test_a_button_draws_on_and_play_goes_with_its_slider():
         only(widget, ipywidgets.Button).click()
         assert f"<p>{expected} 0</p>" in parts(widget)[-2].value
     assert only(widget, ipywidgets.Play).max == 1
+    last = explore.Explorer("x", "x", [explore.Control("Step", ["a", "b"], 1, "play")], str).widget()
+    assert only(last, ipywidgets.Play).value == 1  # which the slider follows
     assert "data-play" in explorer.page() and 'data-last="2"' in explorer.page()
 
 
@@ -105,6 +107,15 @@ def test_attention_shows_the_rows_of_the_model(corpus):
     assert percent.shape == (2, 2, 16, 16) and percent.triu(1).sum() == 0
     assert explorer.frame(1, 0, 3).count("<span") == 16
     assert f"with {percent[1, 0, 3].max().item()} % of its weight" in explorer.frame(1, 0, 3)
+
+
+@pytest.mark.parametrize("characters", [300, 20])
+def test_a_short_text_is_counted_and_looked_at_to_its_end(characters, corpus):
+    short = replace(corpus, test=corpus.test[:characters])
+    assert len(explore.counting(short).controls[1].options) == 12
+    model = build(TransformerConfig(16, 16, heads=2, layers=1, ff_width=16), len(corpus.vocabulary), seed=0)
+    maps = model.attention_maps(short.test[-16:][None])[0, 0]
+    assert torch.equal(torch.tensor(explore.attention(model, short).data["percent"])[0], (100 * maps).round().int())
 
 
 def test_cost_is_what_flops_says():

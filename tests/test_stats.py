@@ -62,8 +62,11 @@ def test_equivalence_is_two_one_sided_tests():
         scipy.ttest_1samp(values, -0.03, alternative="greater").pvalue,
         scipy.ttest_1samp(values, 0.03, alternative="less").pvalue,
     )
-    assert stats.equivalence(values, 0.03) == pytest.approx(expected) and expected < 0.01
-    assert stats.equivalence([0.03, 0.029, 0.031], 0.03) == pytest.approx(0.5)
+    assert stats.equivalence(stats.paired(values), 0.03) == pytest.approx(expected) and expected < 0.01
+    assert stats.equivalence(stats.paired([0.03, 0.029, 0.031]), 0.03) == pytest.approx(0.5)
+    others = [0.02, 0.03, 0.01]  # a group of another size, by Welch's test
+    expected = scipy.ttest_ind(values, [x - 0.05 for x in others], equal_var=False, alternative="less").pvalue
+    assert stats.equivalence(stats.unpaired(values, others), 0.05) == pytest.approx(1 - expected)
 
 
 def test_the_interval_is_students_and_one_more_run_falls_into_the_prediction():

@@ -155,6 +155,8 @@ def test_a_change_is_worth_what_it_takes_off_the_loss_of_the_one_before_or_of_to
     assert found[third].effect == pytest.approx(-0.05 if chain else 0.05)
     pair = [2 + apart for apart in APART], [1.9 + apart for apart in APART[:seeds]]
     assert found[second].p == pytest.approx(2 * stats.unpaired(*pair).p)
+    del records[studies.gained(records, changes)[second][1]]
+    assert list(verdicts.gains(records, changes)) == [third] * (not chain)  # in the chain it came after that
 
 
 def test_a_budgets_curves_are_lowest_where_validation_says_and_only_when_all_runs_are_there():

@@ -198,6 +198,15 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     )
 
 
+def test_what_came_there_meanwhile_is_not_written_over(file, tmp_path, monkeypatch, tried):
+    monkeypatch.chdir(tmp_path)
+    before = file.with_name("-cats.txt")
+    before.write_bytes(file.read_bytes())
+    monkeypatch.setattr(tryout, "attempt", lambda *_: Path("-cats.safetensors").write_bytes(b"x") and tried[1])
+    result = command("try", "--", before)
+    assert Path("-cats.safetensors").read_bytes() == b"x" and "generate ./-cats-2.safetensors -n" in result.stdout
+
+
 def test_score_gives_the_mean_nll_of_another_text(tried, tmp_path):
     (corpus, found), text = tried, tmp_path / "other.txt"
     for name, model in (("both", found.mixture), ("alone", found.mixture.network)):

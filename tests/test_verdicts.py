@@ -16,7 +16,7 @@ from slmlib import paper, recipes, screen, stats, studies, verdicts
 from slmlib.__main__ import MARKS, app
 from slmlib.chapters import CONTEXT, counted
 from slmlib.experiments import RESULTS, Store
-from slmlib.stats import equivalence
+from slmlib.stats import equivalence, paired
 from slmlib.verdicts import CONTRASTS, Evidence
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +100,8 @@ def test_only_seeds_that_both_sides_have_pair_and_other_contexts_do_not():
     found = judge({"RoPE": [2.1, 2.2, 2.3], "Learned positions": [2.0, 2.1, 2.2, 9.9]}, "C5").contrasts[0].estimate
     assert found.n == 3 and found.effect == pytest.approx(0.1)
     assert [c.paired for c in CONTRASTS["C4", "paper"]] == [False, False]
+    contexts = {"Linear T=32": [2.51, 2.5], "Linear T=64": [2.5, 2.52, 2.51], "Linear T=128": [2.49, 2.51, 2.5]}
+    assert judge(contexts, "C4").verdict == "no effect of that size"
 
 
 def test_all_contrasts_of_a_reading_are_corrected_together_those_to_come_too():
@@ -220,8 +222,8 @@ def test_c2_on_the_papers_pair_has_four_answers(judged):
 
 def test_depth_an_effect_as_large_as_the_papers_is_excluded(evidence):
     a, b = (list(evidence.runs(f"Transformer L={n}").values()) for n in (4, 3))
-    p = equivalence([x.test_nll - y.test_nll for x, y in zip(a, b, strict=True)], 0.0283)
-    assert round(p, 3) == 0.004
+    gap = paired([x.test_nll - y.test_nll for x, y in zip(a, b, strict=True)])
+    assert round(equivalence(gap, 0.0283), 3) == 0.004
 
 
 def test_context_two_of_three_doublings_hurt_the_transformer(evidence):
