@@ -52,7 +52,7 @@ from .models import Transformer
 from .screen import markdown, put_between
 from .speed import compiling
 from .training import Diverged, token_nll
-from .windows import Evaluation, random_stream
+from .windows import random_stream
 
 app = typer.Typer(
     add_completion=False,
@@ -272,9 +272,6 @@ def verdicts_(
     )
 
 
-MARKS = "<!-- first screen: written by python -m slmlib scoreboard --readme -->\n", "<!-- end of first screen -->"
-
-
 @app.command()
 @_refusing(RecordDamaged, CorpusUnavailable, CorpusDamaged, ValueError)
 def scoreboard(
@@ -283,27 +280,15 @@ def scoreboard(
     ] = False,
 ):
     """The first screen of README and book: what was found, in numbers from the records."""
-    from . import chapters, explore, figures, screen
-
-    template = Path("book/assets/first-screen.md")
-    if not template.is_file():
-        raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a {template}")
+    if not Path("book/assets/first-screen.md").is_file():
+        raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a book/assets/first-screen.md")
     evidence = verdicts.Evidence.read()
     if not all(evidence.paper.values()):
         raise _refuse(f"{RESULTS} holds too few records for the first screen")
-    corpus = load_corpus("tiny_shakespeare")
-    counting = Evaluation(None, first=chapters.CONTEXT).mean(chapters.counted(corpus))
-    mixed = screen.mixtures(corpus)
-    text = screen.fill(template.read_text(encoding="utf-8"), evidence, counting, mixed)
+    sys.path.insert(0, "book/ext")
+    said = importlib.import_module("first_screen").text(evidence, readme)
     if not readme:
-        print(text.replace("EMBLEM", "book/assets/emblem.svg"), end="")
-        return
-    for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
-        put_between(Path(page), MARKS, text.replace("EMBLEM", f"{folder}/emblem.svg"))
-    figures.use_style()
-    lines, points, together = screen.emblem(evidence, mixed)
-    figures.emblem(lines, points, counting, together).savefig("book/assets/emblem.svg", metadata={"Date": None})
-    Path("book/assets/budget.html").write_text(explore.budget().page(), encoding="utf-8")
+        print(said, end="")
 
 
 @app.command()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, NamedTuple, TypeVar
 
 from . import frontier, paper, recipes, studies
@@ -18,7 +17,7 @@ from .experiments import RESULTS, Record, Store
 from .flops import flops_per_window
 from .frontier import Cells, Found
 from .models import TransformerConfig
-from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, growth, holm, lowest, paired, student, unpaired
+from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, holm, lowest, paired, student, unpaired
 
 Key = TypeVar("Key")
 Reading = Literal["paper", "equal compute", "optimised"]
@@ -444,81 +443,6 @@ def chance(evidence: Evidence) -> float:
     (contrast,) = CONTRASTS["C3", "paper"]
     sides = contrast.measure(evidence).values
     return student(sum(map(len, sides)) - 2) * unpaired(*sides).spread
-
-
-def headline(evidence: Evidence) -> dict[str, float]:
-    """The numbers of the first screen: what was found, what each line of advice rests on. Losses on the whole test."""
-    cells = evidence.cells
-    agree = paper.agreement(evidence.paper)
-    characters = [r for r in paper.RUNS if r.group != "words"]
-    runs = {r.label: fmean(x.test_nll_whole for x in evidence.paper[r.label].values()) for r in characters}
-    best = min(characters, key=lambda r: runs[r.label])
-    costs = {r.label: next(iter(evidence.paper[r.label].values())).flops["counted"] for r in characters}
-    mlps = [c for c in cells.values() if c.family.architecture == "MLP"]
-    chosen = [frontier.best_within(mlps, budget) for budget in frontier.BUDGETS]
-    best_losses = [r.test_nll_whole for r in evidence.paper[best.label].values()]
-    short = next(c for c in chosen if unpaired(best_losses, c.losses).low > 0)  # beyond chance
-    at = {c.flops: c for c in frontier.mlp_against_attention(cells)}
-    dear = 1e13
-    every, single = (
-        frontier.best_within((c for c in cells.values() if c.family.architecture in of), dear)
-        for of in (("Every position",), ("MLP", *frontier.ATTENTION))
-    )
-    longer = [r.flops["counted"] for e, r in evidence.studies.items() if e.corpus == "tiny_shakespeare"]
-    capped, whole = (
-        fmean(r.test_nll for r in runs.values())
-        for runs in (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))
-    )
-    cost = fmean(r.flops["counted"] for r in evidence.paper["Transformer"].values())
-    saved = {b: e.effect for b, e in convolutions(evidence).items()}
-    chain = gains(evidence.gain, "chain")
-    small, large = 3e11, 3e12
-    heavier = {}  # how many times the weights, which go as the square of the width, by what is read
-    for name, read in (("", VALID.of), ("_whole", WHOLE.of), ("_windows", TEST.of)):
-        vertices = minima(evidence.shapes, read)
-        power = growth({budget: vertices["width", budget] for budget in (small, large)}, dear).power
-        heavier |= {f"heavier{name}{end}": 10 ** (2 * p) for end, p in zip(("", "_low", "_high"), power, strict=True)}
-    muon = {
-        kind: fmean(recipes.with_optimiser(r) / r.flops["counted"] for r in evidence.today[kind, dear])
-        for kind in ("mlp", "blocks")
-    }
-    return {
-        "agree": agree["0.03 nats"],
-        "agree_sd": agree["3 s.d."],
-        "lowest": min(c.loss for c in cells.values()),
-        "paper_best": runs[best.label],
-        "short_context": short.family.context,
-        "short_loss": short.loss,
-        "short_budget": short.budget,
-        "short_share": short.budget / costs[best.label],
-        "dearest": max(*costs.values(), *longer),
-        "lead_first": -at[1e11].estimate.effect,
-        "lead_last": -at[dear].estimate.effect,
-        "mlp_first": -mlp_against_blocks(evidence.today)[1e10].estimate.effect,
-        "long_loss": cells["MLP T=128", short.budget].loss,
-        "every": every.loss,
-        "single": single.loss,
-        "scoring": chain["every position scored"].effect,
-        "small_batches": chain["batches of 512 characters"].effect,
-        "short_windows": chain["windows of 32"].effect,
-        **heavier,
-        "uncapped": capped - whole,
-        "largest": fmean(r.test_nll_whole for r in evidence.convolved["blocks", 3e13]),
-        "convolved": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear]),
-        "convolved_third": fmean(r.test_nll_whole for r in evidence.convolved["blocks", large]),
-        "convolved_lead": convolved_against_mlp(evidence)[dear].effect,
-        "convolved_least": min(saved.values()),
-        "convolved_most": max(saved.values()),
-        "early": fmean(r.test_nll for r in evidence.adamw["mlp", 3e10]),
-        "early_times": float(f"{cost / 3e10:.2g}"),
-        "spared": fmean(r.test_nll_whole for r in evidence.adamw["mlp", recipes.CHARGED]),
-        "today": fmean(r.test_nll_whole for r in evidence.today["blocks", dear]),
-        "tuned": fmean(r.test_nll for r in cells["MLP T=4", 3e11].records),
-        "tuned_times": float(f"{cost / 3e11:.2g}"),
-        "muon_mlp": muon["mlp"],
-        "muon_blocks": muon["blocks"],
-        "chance": chance(evidence),
-    }
 
 
 explain(globals())

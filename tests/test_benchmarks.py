@@ -1,10 +1,11 @@
 """The benchmark: that what it times are the same models, and that what is published is what it found."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import measure
+import plain
 import pytest
 import torch
 from test_models import GRID, PARTS_TAKEN_OUT, TODAY
@@ -17,10 +18,6 @@ from slmlib.models import build
 from slmlib.screen import markdown
 from slmlib.speed import one_thread
 from slmlib.windows import random_stream
-
-sys.path.insert(0, str(BENCHMARKS))
-import measure
-import plain
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED, AVX2 = (

@@ -53,7 +53,6 @@ def test_one_line_turns_the_buttons_on(tmp_path):
 
 
 def test_without_an_address_there_is_no_button_and_colab_only_for_github():
-    sys.path.insert(0, str(ROOT / "book" / "ext"))
     from slm_book import BUTTONS as kinds
     from slm_book import choose_buttons
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import first_screen
 import numpy as np
 import pytest
+from first_screen import MARKS
 from test_paper import invented
 from typer.testing import CliRunner
 
 from slmlib import paper, recipes, screen, stats, studies, verdicts
-from slmlib.__main__ import MARKS, app
+from slmlib.__main__ import app
 from slmlib.chapters import CONTEXT, counted
 from slmlib.experiments import RESULTS, Store
 from slmlib.stats import equivalence, paired
@@ -39,7 +41,7 @@ def counting(shakespeare):
 
 @pytest.fixture(scope="module")
 def mixed(shakespeare):
-    return screen.mixtures(shakespeare)
+    return first_screen.mixtures(shakespeare)
 
 
 def verdict(some, claim, reading="paper"):
@@ -292,7 +294,7 @@ def test_the_table_has_a_row_a_claim_and_a_number_a_cell_at_most(judged):
 
 def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
     template = (ROOT / "book/assets/first-screen.md").read_text(encoding="utf-8")
-    said = screen.fill(template, evidence, counting, mixed)
+    said = first_screen.fill(template, evidence, counting, mixed)
     for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
         text = (ROOT / page).read_text(encoding="utf-8")
         shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
@@ -302,15 +304,15 @@ def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
 def test_a_first_screen_that_would_not_be_true_is_refused(evidence):
     mixed = {"orders": 1.654, "mixed_tiny": 1.61, "mixed_more": 1.63, "mixed_tenth": 1.61, "mixed_dear": 1.56}
     mixed["mixed_large"] = 1.55
-    screen.numbers(evidence, 1.69, mixed)
+    first_screen.numbers(evidence, 1.69, mixed)
     for counting, tiny in ((9.9, 1.61), (1.69, 1.7)):
         with pytest.raises(AssertionError):
-            screen.numbers(evidence, counting, mixed | {"mixed_tiny": tiny})
+            first_screen.numbers(evidence, counting, mixed | {"mixed_tiny": tiny})
 
 
 def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypatch, evidence, mixed):
     monkeypatch.setattr(Evidence, "read", lambda: evidence)
-    monkeypatch.setattr(screen, "mixtures", lambda corpus: mixed)
+    monkeypatch.setattr(first_screen, "mixtures", lambda corpus: mixed)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book/assets").mkdir(parents=True)
     template = (ROOT / "book/assets/first-screen.md").read_bytes()
@@ -333,7 +335,7 @@ def test_scoreboard_writes_between_its_marks_and_nothing_else(tmp_path, monkeypa
 def test_what_the_emblem_shows_is_what_validation_chose(evidence):
     lines, points = screen.as_the_paper_trains(evidence)
     assert list(lines) == ["Linear", "MLP", "Self-attention", "Transformer", "Every position"] and len(points) == 18
-    shown, hollow, diamonds = screen.emblem(evidence, {"mixed_tiny": 1.6, "mixed_large": 1.5})
+    shown, hollow, diamonds = first_screen.emblem(evidence, {"mixed_tiny": 1.6, "mixed_large": 1.5})
     with_ = "with convolutions"
     assert list(shown) == ["Linear", "MLP", "Transformer", with_, "paper's training"] and hollow == points
     assert {budget for budget, _ in diamonds.values()} == {min(shown["MLP"]), max(shown[with_])}
