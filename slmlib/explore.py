@@ -581,7 +581,7 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
 
     return Explorer(
         "models",
-        "Four models after the same text. Counts know phrases; a transformer keeps to its speaker and line.",
+        "Four models after the same text. Which of them keeps to a speaker, and which to verse?",
         [
             Control("Who goes on", names, len(names) - 1, "list"),
             Control("Temperature", [f"{t:g}" for t in temperatures], 1),
