@@ -1,11 +1,12 @@
 """What a cluster and the store cost beside the training: minutes of a machine that does nothing else.
 
-python benchmarks/cluster.py writes cluster.json beside it.
+python benchmarks/cluster.py FILE writes what it finds there; what is published lies in cluster.json.
 """
 
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -105,5 +106,5 @@ def measure() -> dict[str, object]:
 
 if __name__ == "__main__":
     text = json.dumps(measure(), indent=1) + "\n"
-    Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")
     print(text)
+    Path(sys.argv[1]).write_text(text, encoding="utf-8")

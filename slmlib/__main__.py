@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from math import exp, log
 from pathlib import Path
@@ -145,7 +146,10 @@ def run(
             wanted = paper.experiments(seeds, group)
         else:
             wanted = studies.SUITES[suite](seeds or studies.SEEDS, found)
-        asked = list(dict.fromkeys(e for e in wanted if seeds is None or e.seed < seeds))
+        asked, count = [], Counter()
+        for e in dict.fromkeys(wanted):  # of each run the first seeds that it has
+            count[of := replace(e, seed=0)] += 1
+            asked += [e] * (seeds is None or count[of] <= seeds)
         return asked, {e for e in asked if e in found and e in records}  # with its losses, where these are kept
 
     executor = process_pool(workers) if scheduler is None else Cluster(scheduler)
@@ -307,7 +311,10 @@ def weights(
             out.print(f"{path}  test NLL {record.test_nll:.4f}", highlight=False, soft_wrap=True)
 
 
-BENCH_MARKS = "<!-- benchmark: written by make bench -->\n", "<!-- end of benchmark -->"
+BENCH_MARKS = (
+    "<!-- benchmark: written by python -m slmlib bench --save benchmarks/results.json -->\n",
+    "<!-- end of benchmark -->",
+)
 
 
 @app.command()
@@ -315,7 +322,7 @@ def bench(
     quick: Annotated[bool, typer.Option(help="The main models' training steps alone: under a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All that was measured, as a JSON object.")] = False,
     save: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Also keep it there, and what README.md shows of it.")
+        Path | None, typer.Option(dir_okay=False, help="Also keep it there, and in benchmarks/ what README.md shows.")
     ] = None,
 ):
     """How fast it is here, beside a textbook's code: ten minutes of one core, for a machine that does nothing else."""
@@ -331,9 +338,8 @@ def bench(
     if save:
         with _refusing(NotWritten):
             write_whole(save, f"{json.dumps(found, indent=1)}\n".encode())
-        readme = Path("README.md")
-        if not quick and readme.is_file() and BENCH_MARKS[0] in readme.read_text(encoding="utf-8"):
-            put_between(readme, BENCH_MARKS, markdown(rows))
+        if not quick and save == Path("benchmarks/results.json"):  # what is published
+            put_between(Path("README.md"), BENCH_MARKS, markdown(rows))
 
 
 def _see_to(folder: Path, option: str) -> None:

@@ -10,6 +10,7 @@ from inspect import Parameter, signature
 from numbers import Integral, Real
 from os import PathLike
 from os.path import dirname
+from sysconfig import get_path
 from types import FunctionType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -156,6 +157,7 @@ class Unfit(TypeError, ValueError):
     """An argument that is no such thing as the signature names, or that a function cannot work with."""
 
 
+_LIBRARIES = ("<frozen ", "<string>", *(get_path(of) for of in ("stdlib", "platstdlib", "purelib", "platlib")))
 #: What unfit arguments lead to, where no statement of this package has raised it.
 _BLUNT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, StopIteration)
 
@@ -190,7 +192,8 @@ def _explained(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            blunt = isinstance(error, _BLUNT) or type(error) is RuntimeError  # which PyTorch says of shapes
+            shapes = type(error) is RuntimeError and "allocate" not in str(error)  # which says PyTorch's want of memory
+            blunt = isinstance(error, _BLUNT) or shapes
             said = _what_is_wrong(function, args, kwargs, error) if blunt and not _raised_here(error) else None
             if said is None:
                 raise
@@ -200,9 +203,9 @@ def _explained(function: Callable) -> Callable:
 
 
 def _raised_here(error: Exception) -> bool:
-    """Whether a ``raise`` of this package made it: then it says what is wrong, ``Unfit`` of the arguments there.
+    """Whether a ``raise`` of this package or of a reader's own code, in a callback, say, made it, and no library's.
 
-    A worker's error said so there, whoever passes it on.
+    Then it says what is wrong, ``Unfit`` of the arguments there. A worker's error said so there, whoever passes it on.
     """
     if type(error.__cause__).__name__ == "_RemoteTraceback":
         return True
@@ -212,7 +215,8 @@ def _raised_here(error: Exception) -> bool:
     if last is None or (type(error) is Unfit and last is not function):
         return False
     code = last.tb_frame.f_code
-    return opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS" and code.co_filename.startswith(dirname(__file__))
+    said = opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return said and (code.co_filename.startswith(dirname(__file__)) or not code.co_filename.startswith(_LIBRARIES))
 
 
 def _what_is_wrong(function: Callable, args: tuple, kwargs: dict, error: Exception) -> str | None:

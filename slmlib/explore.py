@@ -588,7 +588,7 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
         ],
         frame,
         own="Your text",
-        more='<p class="load"><button type="button">Load the models (about 2 MB) and write yourself</button></p>',
+        more='<p class="load" hidden><button type="button">Load the models (2 MB) and write yourself</button></p>',
     )
 
 

@@ -68,14 +68,15 @@ def forward_flops(
     if ledger == "paper":
         with torch.device("meta"):  # shapes without numbers
             return {"2 · parameters · T": 2 * n_parameters(build(config, V)).total * T}
-    if isinstance(config, LinearConfig):
+    if type(config) is LinearConfig:
         return {"head": 2 * T * C * V}
-    if isinstance(config, MLPConfig):
+    if type(config) is MLPConfig:
         h = config.hidden
         return {"first layer": 2 * T * C * h, "second layer": 2 * h * h, "head": 2 * h * V}
-    if not isinstance(config, TransformerConfig):
+    if type(config) is not TransformerConfig:
         window = torch.zeros(1, T, dtype=torch.int64)
-        return {"counted": count_flops(build(config, V, seed=0), window, window[:, 0], backward=False)}
+        targets = window if scored == "every" else window[:, 0]
+        return {"counted": count_flops(build(config, V, seed=0), window, targets, backward=False)}
     S = T if scored == "every" else 1
     full = [T] * config.layers  # the positions at which each layer works
     fed = list(full)  # and those of them that its feed-forward layer sees

@@ -438,7 +438,8 @@ def build(config: Config, vocab_size: int, seed: int | None = None) -> nn.Module
             torch.default_generator.manual_seed(stream.initial_seed())
             return modules[type(config)](config, vocab_size)
     except (RuntimeError, TypeError, MemoryError) as error:
-        raise ValueError(f"config must fit into memory over {vocab_size} tokens, got {short(config)}") from error
+        got = f"{short(config)} ({short(error)})"
+        raise ValueError(f"config must fit into memory over {vocab_size} tokens, got {got}") from error
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

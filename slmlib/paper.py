@@ -115,8 +115,8 @@ def experiments(seeds: int | None = None, groups: Iterable[str] | None = None) -
     """
     if seeds is not None:
         integer("seeds", seeds, most=MOST_SEEDS)
-    known = list(dict.fromkeys(r.group for r in RUNS))
-    if unknown := set(groups or ()) - set(known):
+    known, groups = list(dict.fromkeys(r.group for r in RUNS)), set(groups or ())
+    if unknown := groups - set(known):
         raise ValueError(f"groups must be of {', '.join(known)}, got {short(sorted(unknown))}")
     chosen = [r for r in RUNS if not groups or r.group in groups]
     most = max(seeds or r.seeds for r in chosen)

@@ -58,9 +58,12 @@ def look_up(embed: nn.Embedding, layer: nn.Linear) -> Callable[[Tensor], Tensor]
     """A linear layer on a window's embeddings side by side, (B, T) ids -> (B, out), as a sum of T rows of a table.
 
     The table holds a row for each position and token, so it costs as much as V windows by the layer itself. With
-    matrix products the evaluation of the paper's MLP takes 11 times as long, of its linear model 16 times.
+    matrix products the evaluation of the paper's MLP takes 11 times as long, of its linear model 16 times. Where it
+    would hold more than 2^26 numbers, as of many words, they remain.
     """
     V, C = embed.weight.shape
+    if layer.weight.numel() // C * V > 2**26:
+        return lambda tokens: layer(embed(tokens).flatten(1))
     with torch.no_grad():
         W = layer.weight.unflatten(1, (-1, C))  # (out, T, C)
         table = (embed.weight @ W.permute(1, 2, 0)).flatten(0, 1)  # (T·V, out)
@@ -205,7 +208,7 @@ def orthogonal(M: Tensor, coefficients: tuple[float, float, float], rounds: int)
 
 
 LARGE = 4_000_000
-_found: list[str] = []  # the setting that each one inside fast_matmul met, whatever its thread
+_found: list[str] = []  # the setting that each one inside fast_matmul met, whatever its thread; the first, that before
 _lock = threading.Lock()
 
 
@@ -219,7 +222,7 @@ def fast_matmul(device: torch.device, work: int):
     PyTorch multiplies by MKL, which is slower on AMD's processors: a step of the paper's transformer takes 1.07 times
     as long (1.04 to 1.10), of its MLP 1.16 times, of its linear model 1.17 times. oneDNN is asked only where it may use
     bfloat16. A CPU with bfloat16 units would do so: there the default is kept. The setting is the process's: the last
-    thread to leave restores it.
+    thread to leave restores it, and small products beside large ones are made as those are.
     """
     matmul = torch.backends.mkldnn.matmul
     with _lock:
@@ -230,7 +233,10 @@ def fast_matmul(device: torch.device, work: int):
         yield
     finally:
         with _lock:
-            matmul.fp32_precision = _found.pop()  # the last to leave gets what the first found
+            first = _found[0]
+            _found.pop()
+            if not _found:
+                matmul.fp32_precision = first
 
 
 @cache

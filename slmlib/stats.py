@@ -79,7 +79,9 @@ def _estimate(effect: float, error: float, free: float, spread: float, seeds: Se
         return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0, free)
     half = student(free) * error
     p = float(2 * stdtr(free, -abs(effect) / error))
-    return Estimate(float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread), free)
+    return Estimate(
+        float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread), float(free)
+    )
 
 
 def equivalence(of: Estimate, margin: float) -> float:

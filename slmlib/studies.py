@@ -392,11 +392,9 @@ def on_documentation(architecture: str, found: Found | None = None) -> list[Expe
     found = Store(RESULTS / "convolutions").found() if found is None else found
     choice("architecture", architecture, ("mlp", "blocks"))
     kind = "mlp" if architecture == "mlp" else "transformer"
-    there = {e.seed: e for e in found if e.corpus.startswith("python-docs") and e.kind == kind}
-    if not there:
-        text, known = load_corpus("python-docs"), recipes.published()
-        there = {seed: recipes.best_under(3e12, text, architecture, known, seed) for seed in range(SEEDS)}
-    runs = [there[seed] for seed in sorted(there)]
+    one = next((e for e in found if e.corpus.startswith("python-docs") and e.kind == kind), None)
+    one = one or recipes.best_under(3e12, load_corpus("python-docs"), architecture)
+    runs = [replace(one, seed=seed) for seed in range(SEEDS)]
     return runs if architecture == "mlp" else [_reaching(run, 0) for run in runs]
 
 

@@ -400,7 +400,7 @@ def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, r
     size, out = 1 if reduction == "sum" else batch, None
     with evaluating(model), fast_matmul(device, n_parameters(model).total * batch):
         forward = model
-        if isinstance(model, (Linear, MLP)) and len(starts) > 4 * model.embed.num_embeddings:
+        if type(model) in (Linear, MLP) and len(starts) > 4 * model.embed.num_embeddings:
             forward = model.tabulated() if model.embed.weight.element_size() > 2 else model  # sums of short types err
         for i, chosen in enumerate(starts.split(batch)):
             inputs, targets = windows[chosen]

@@ -88,14 +88,17 @@ def test_what_is_published_is_whole_and_the_readme_shows_it():
 def test_the_command_prints_and_keeps_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measure, "measure", lambda quick, show: PUBLISHED)
+    Path("benchmarks").mkdir()
     Path("README.md").write_text(f"before\n{BENCH_MARKS[0]}stale\n{BENCH_MARKS[1]}\nafter\n", encoding="utf-8")
-    run = CliRunner().invoke(app, ["bench", "--json", "--save", "results.json"])
-    assert json.loads(run.stdout) == json.loads(Path("results.json").read_text(encoding="utf-8")) == PUBLISHED
+    run = CliRunner().invoke(app, ["bench", "--json", "--save", "benchmarks/results.json"])
+    assert (
+        json.loads(run.stdout) == json.loads(Path("benchmarks/results.json").read_text(encoding="utf-8")) == PUBLISHED
+    )
     text = Path("README.md").read_text(encoding="utf-8")
     assert "stale" not in text and "| transformer |" in text and text.endswith("\nafter\n")
     assert "plain ÷ ours" in CliRunner().invoke(app, ["bench", "--quick"]).stdout
     Path("README.md").write_text("another project's", encoding="utf-8")
-    assert CliRunner().invoke(app, ["bench", "--save", "results.json"]).exit_code == 0
+    assert CliRunner().invoke(app, ["bench", "--save", "here.json"]).exit_code == 0
     assert Path("README.md").read_text(encoding="utf-8") == "another project's"
     monkeypatch.setattr(measure, "measure", None)  # before anything is measured
     assert "there is no folder nowhere" in CliRunner().invoke(app, ["bench", "--save", "nowhere/x"]).stderr

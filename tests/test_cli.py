@@ -84,7 +84,7 @@ def test_stopped_and_started_again(tmp_path, here):
     (record,) = Store(tmp_path)
     kept = Store(tmp_path).path(record.experiment).read_bytes()
 
-    again = here(tmp_path, lambda seeds, found: [experiment(0), experiment(40)], 41)
+    again = here(tmp_path, lambda seeds, found: [experiment(0), experiment(40)], 2)
     assert again.exit_code == 0 and again.stdout.count("test NLL") == 1, again.stderr
     assert experiment(40) in Store(tmp_path) and Store(tmp_path).path(experiment(0)).read_bytes() == kept
 
@@ -108,8 +108,9 @@ def test_output_that_cannot_be_written_is_said_in_a_line():
 
 
 def test_no_more_seeds_are_run_than_are_asked_for(tmp_path, here):
-    done = here(tmp_path, lambda seeds, found: [experiment(seed, 1) for seed in range(3)], 2)
+    done = here(tmp_path, lambda seeds, found: [experiment(seed, 1) for seed in range(1, 4)], 2)  # seed 0 is another's
     assert done.exit_code == 0 and done.stdout.count("test NLL") == 2, done.stderr
+    assert experiment(2, 1) in Store(tmp_path) and experiment(3, 1) not in Store(tmp_path)
 
 
 def test_failing_runs_are_named(tmp_path, here):

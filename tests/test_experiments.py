@@ -319,6 +319,15 @@ def test_what_is_recorded_is_not_run_again_and_leaves_no_checkpoint(store, monke
         run(LINEAR, store)
 
 
+def test_want_of_memory_is_said_with_what_to_do(monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", full)
+    with pytest.raises(MemoryError, match="choose a smaller model or batch"):
+        trained(LINEAR, load_corpus("python-docs"), progress=False)
+
+
 def test_a_failed_run_leaves_no_record_and_frees_the_experiment(store, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(AssertionError):
         patch.setattr(experiments, "evaluate", never)  # after training

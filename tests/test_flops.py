@@ -1,6 +1,6 @@
 """The ledgers: closed forms against PyTorch's counter, exactly, and against the products of the paper's own layout."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from slmlib import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters, paper
+from slmlib import LinearConfig, MLPConfig, TransformerConfig, build, models, n_parameters, paper
 from slmlib.experiments import RESULTS, Store
 from slmlib.flops import as_text, count_flops, flops_per_window, forward_flops, muon_flops
-from slmlib.models import hidden_matrices
+from slmlib.models import MLP, hidden_matrices
 
 V = {"tiny_shakespeare": 65, "ptb": 9_999, "wikitext-2": 33_277, "ptb-eos": 10_000, "wikitext-2-eos": 33_278}
 V["python-docs-2a95af4a"] = 103  # of Python 3.11
@@ -117,6 +117,21 @@ def test_written_is_every_position_but_for_the_head(config):
     assert every["needed"] == every["written"] == last["written"] | {"head": config.context * last["needed"]["head"]}
     needed, written = (sum(of.values()) for of in last.values())
     assert needed <= written and (needed < written) == (config.context > 1)
+
+
+def test_a_kind_of_ones_own_costs_what_is_counted(monkeypatch):
+    @dataclass(frozen=True)
+    class TwiceConfig(MLPConfig):
+        pass
+
+    class Twice(MLP):
+        def forward(self, tokens):
+            return super().forward(tokens) + super().forward(tokens)
+
+    monkeypatch.setitem(models.KINDS, "twice", (TwiceConfig, Twice))
+    shape = {"context": 4, "d_model": 6, "hidden": 8}
+    mlp = sum(forward_flops(MLPConfig(**shape), 7).values())
+    assert forward_flops(TwiceConfig(**shape), 7) == {"counted": 2 * mlp}
 
 
 @pytest.mark.parametrize("config", [LinearConfig(), MLPConfig()], ids=str)

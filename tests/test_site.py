@@ -447,10 +447,19 @@ def test_the_page_computes_the_published_models_as_pytorch_does(page):
                 window = ids[-T:] if name != "MLP" else torch.cat((torch.zeros(T, dtype=torch.int64), ids))[-T:]
                 expected = networks[name](window[None])[0].detach().double()
             torch.testing.assert_close(torch.tensor(row, dtype=torch.float64), expected, rtol=0, atol=1e-2)
-    page.locator(".live button").click()
-    page.locator(".live > p", has_text=re.compile("[1-9]")).first.wait_for()
+    page.keyboard.type("☃")  # where the focus is
+    page.locator(".live > p", has_text="left out: ☃").wait_for()
+    speed, written = page.locator(".live > p").last, page.locator(".live pre")
+    for _ in range(3):  # stopped and begun anew before the first could see it: one writes
+        page.locator(".live button").dispatch_event("click")
     page.wait_for_timeout(2_000)
-    assert int(page.locator(".live > p").inner_text().split()[0]) >= 20
+    assert int(speed.inner_text().split()[0]) >= 20
+    assert written.inner_text().startswith("ROMEO:\n") and written.get_attribute("aria-busy") == "true"
+    page.locator(".live button").click()
+    assert written.get_attribute("aria-busy") == "false"
+    text = written.inner_text()
+    page.wait_for_timeout(100)
+    assert written.inner_text() == text
 
 
 def test_an_explorer_says_something_without_scripts(browser):
@@ -460,7 +469,7 @@ def test_an_explorer_says_something_without_scripts(browser):
         page.goto((SITE / where).as_uri())
         explorer = page.locator(f".explore[data-explorer={name}]").first
         assert len(explorer.locator(".frame").inner_text()) > 50, name
-        assert not explorer.locator(".controls").is_visible()
+        assert not explorer.locator(":is(.controls, .load)").filter(visible=True).count()
     context.close()
 
 
@@ -485,10 +494,18 @@ def test_the_reader_s_preference_decides_the_mode(browser):
     ],
 )
 def test_search_puts_the_chapter_first(page, query, first):
+    assert first in hits(page, query)[0]
+
+
+def hits(page, query):
     page.goto((SITE / "search.html").as_uri() + f"?q={query}")
     page.wait_for_selector("#search-results li a")
     page.locator("#search-results p.search-summary", has_text=re.compile("found|finished", re.IGNORECASE)).wait_for()
-    assert first in page.locator("#search-results li a").first.get_attribute("href")
+    return [a.get_attribute("href") for a in page.locator("#search-results li a").all()]
+
+
+def test_a_space_after_what_is_searched_for_changes_nothing(page):
+    assert hits(page, "words") == hits(page, "words%20")
 
 
 def test_solutions_stay_hidden_until_asked_for(page):

@@ -14,7 +14,7 @@ import torch
 from conftest import close, epochs_in, same, stream
 from torch.nn import functional as F
 
-from slmlib import speed
+from slmlib import models, speed
 from slmlib import training as training_module
 from slmlib.corpora import Corpus, Vocabulary
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build
@@ -65,6 +65,35 @@ def assert_equal_runs(one, other):
 
 
 # fit
+
+
+class Enough(ValueError):
+    """A reader's own."""
+
+
+def test_what_a_callback_raises_comes_out_as_it_is():
+    def enough(history):
+        raise Enough
+
+    with pytest.raises(Enough) as said:
+        run(each_epoch=enough)
+    assert type(said.value) is Enough
+
+
+def test_a_models_own_forward_is_what_is_evaluated():
+    class Doubled(models.MLP):
+        def forward(self, tokens):
+            return 2 * super().forward(tokens)
+
+    model = Doubled(MLP, V).eval()
+    by_hand = [F.cross_entropy(model(w[None, :-1]), w[None, -1]).item() for w in NOISE.valid.unfold(0, T + 1, 1)]
+    assert evaluate(model, NOISE.valid) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+
+
+def test_no_table_is_made_that_would_be_too_large():
+    embed, layer = torch.nn.Embedding(9_999, 2), torch.nn.Linear(64 * 2, 200)
+    tokens = torch.randint(9_999, (3, 64), generator=stream())
+    assert torch.equal(speed.look_up(embed, layer)(tokens), layer(embed(tokens).flatten(1)))
 
 
 @kinds
@@ -399,12 +428,14 @@ def test_the_setting_is_the_processs_and_is_put_back(precision, monkeypatch):
     for device, work in (("cuda", 100), ("cpu", 99)):
         with speed.fast_matmul(torch.device(device), work):
             assert precision() == "none"
-    one, other = (speed.fast_matmul(torch.device("cpu"), 100) for _ in range(2))
-    one.__enter__()
-    other.__enter__()
-    one.__exit__(None, None, None)  # as of another thread, before the other
-    assert precision() == "bf16"
-    other.__exit__(None, None, None)
+    for work in (100, 1):  # the first of two, as of two threads, leaves first
+        one, other = (speed.fast_matmul(torch.device("cpu"), size) for size in (work, 100))
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert precision() == "bf16"
+        other.__exit__(None, None, None)
+        assert precision() == "none"
     with suppress(ValueError), speed.fast_matmul(torch.device("cpu"), 100):
         raise ValueError
     assert precision() == "none"

@@ -168,27 +168,30 @@
   };
 
   const begin = (explorer, { vocabulary, models }) => {
-    const text = element("textarea", { rows: 3, value: "ROMEO:\n" });
+    const prompt = "ROMEO:\n", text = element("textarea", { rows: 3, value: prompt });
     const who = element("select", {}, ...models.map(({ name }, i) => element("option", { value: i }, name)));
     const heat = element("input", { type: "range", min: 0.2, max: 1.2, step: 0.1, value: 0.8 });
     const degree = element("output", {}, "0.8"), write = element("button", { type: "button" }, "Write");
-    const side = element("div", { className: "side" }), out = element("pre"), speed = element("p");
+    const side = element("div", { className: "side", ariaLive: "polite" }), lacking = element("p", { hidden: true });
+    const out = element("pre", { ariaLive: "polite" }), speed = element("p");
     who.value = models.length - 1;
-    const ids = (s) => [...s].map((c) => vocabulary.indexOf(c)).filter((i) => i >= 0);
+    const known = () => [...text.value].filter((c) => vocabulary.includes(c)).join("") || prompt;
+    const ids = (s) => [...s].map((c) => vocabulary.indexOf(c));
     const expect = () => {
-      const seen = ids(text.value);
-      side.replaceChildren(...models.map(({ name, logits }) =>
-        bars(name, softmax(seen.length ? logits(seen) : [...vocabulary].fill(0)), vocabulary)));
+      const seen = ids(known()), unknown = new Set([...text.value].filter((c) => !vocabulary.includes(c)));
+      lacking.hidden = !unknown.size;
+      lacking.textContent = `Not known to the models, and left out: ${[...unknown].join(" ")}`;
+      side.replaceChildren(...models.map(({ name, logits }) => bars(name, softmax(logits(seen)), vocabulary)));
     };
-    let writing = false;
+    let turn = 0, writing = false, later;
     const go = async () => {
-      writing = !writing;
+      const mine = ++turn;
+      writing = out.ariaBusy = !writing;
       write.textContent = writing ? "Stop" : "Write";
       if (!writing) return;
-      const { logits } = models[who.value], all = ids(text.value), began = performance.now();
-      if (!all.length) all.push(0);
-      out.textContent = text.value;
-      for (let n = 1; writing && n <= 1000; n++) {
+      const { logits } = models[who.value], all = ids(known()), began = performance.now();
+      out.textContent = known();
+      for (let n = 1; mine === turn && n <= 1000; n++) {
         let draw = Math.random(), next = -1;
         const p = softmax(logits(all), Number(heat.value));
         while (draw > 0 && next < p.length - 1) draw -= p[++next];
@@ -197,28 +200,35 @@
         speed.textContent = `${Math.round((1000 * n) / (performance.now() - began))} characters a second`;
         if (n % 2 === 0) await new Promise((done) => setTimeout(done));
       }
-      writing = false;
+      if (mine !== turn) return; // stopped, or begun anew
+      writing = out.ariaBusy = false;
       write.textContent = "Write";
     };
-    text.addEventListener("input", expect);
+    text.addEventListener("input", () => { // once typing pauses: a long text takes half a second
+      clearTimeout(later);
+      later = setTimeout(expect, 200);
+    });
     heat.addEventListener("input", () => { degree.textContent = heat.value; });
     write.addEventListener("click", go);
     const label = (name, ...what) => element("label", {}, `${name} `, ...what);
     const controls = element("div", { className: "controls" },
       label("Your text", text), label("Who goes on", who), label("Temperature", heat, degree), write);
     explorer.querySelectorAll(".frame, .controls, template").forEach((part) => part.remove());
-    explorer.querySelector(".load").replaceWith(element("div", { className: "live" }, controls, side, out, speed));
+    explorer.querySelector(".load").replaceWith(element("div", { className: "live" }, controls, lacking, side, out, speed));
     expect();
+    text.focus();
   };
 
   document.addEventListener("DOMContentLoaded", () => {
     for (const explorer of document.querySelectorAll(".explore[data-explorer=models]")) {
       const button = explorer.querySelector(".load button");
+      explorer.querySelector(".load").hidden = false;
       button.addEventListener("click", () => {
         button.disabled = true;
         button.textContent = "Loading …";
         const script = element("script", { src: new URL("models-data.js", here).href });
-        script.addEventListener("load", async () => begin(explorer, await load()));
+        const cannot = () => { button.textContent = "This browser cannot unpack the models."; };
+        script.addEventListener("load", () => load().then((loaded) => begin(explorer, loaded), cannot));
         script.addEventListener("error", () => { button.textContent = "The models are not part of this copy of the book."; });
         document.head.append(script);
       });

@@ -10,7 +10,7 @@ var Scorer = {
   term: 5,
   partialTerm: 2,
   score([page, title, anchor, , score]) {
-    const words = new URLSearchParams(location.search).get("q").toLowerCase().split(/\s+/);
+    const words = new URLSearchParams(location.search).get("q").trim().toLowerCase().split(/\s+/);
     const named = !anchor && words.some((word) => title.toLowerCase().includes(word));
     const [, chapter] = page.match(/\/(\d+)-/) ?? [];
     return score + (named ? 20 : 0) + (chapter ? 1 - chapter / 100 : 0);
