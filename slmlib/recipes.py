@@ -497,7 +497,7 @@ def best_within(
     if not fast:
         least = min(r.seconds["training"] for r in short)
         text = f"{architecture} on {len(corpus.train):,} tokens"
-        raise ValueError(f"seconds must be {ceil(10 * least) / 10} at least for {text}, got {seconds:.2g}")
+        raise ValueError(f"seconds must be {ceil(10 * least) / 10:g} at least for {text}, got {seconds:.2g}")
     best = min(fast, key=lambda r: min(r.valid))
     training = on_all_of(best.experiment.training, corpus)
     return Experiment(corpus.name, best.experiment.model, training, seed), best.seconds["training"]
