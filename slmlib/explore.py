@@ -375,7 +375,7 @@ def attention(model: Transformer | None = None, corpus: Corpus | None = None, st
         model = tryout.load(kept).network
     elif model is None:
         model = trained(recipes.small("blocks", corpus), corpus, progress=False)[0]
-    window = corpus.test[min(start, len(corpus.test) - model.config.context) :][: model.config.context]
+    window = corpus.test[max(0, min(start, len(corpus.test) - model.config.context)) :][: model.config.context]
     n = min(48, len(window))
     text = corpus.vocabulary.decode(window)[-n:]
     weights = model.attention_maps(window[None])[:, 0, :, -n:, -n:]  # (L, H, n, n)

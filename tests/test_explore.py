@@ -109,7 +109,7 @@ def test_attention_shows_the_rows_of_the_model(corpus):
     assert f"with {percent[1, 0, 3].max().item()} % of its weight" in explorer.frame(1, 0, 3)
 
 
-@pytest.mark.parametrize("characters", [300, 20])
+@pytest.mark.parametrize("characters", [300, 20, 14])
 def test_a_short_text_is_counted_and_looked_at_to_its_end(characters, corpus):
     short = replace(corpus, test=corpus.test[:characters])
     assert len(explore.counting(short).controls[1].options) == 12

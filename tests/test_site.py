@@ -75,12 +75,12 @@ FACTS = """async () => {
   };
 }"""
 
-# Tables that a laptop has no room for; of a few per cent a machine's own font decides.
+# Tables that a laptop has no room for.
 WIDER = """() => {
   const folded = [...document.querySelectorAll("details.hide:not([open])")];
   folded.forEach((e) => { e.open = true; });
   const tables = document.querySelectorAll("article :is(.cell_output .output, .pst-scrollable-table-container)");
-  const found = [...tables].filter((e) => e.querySelector("table") && e.scrollWidth > 1.03 * e.clientWidth);
+  const found = [...tables].filter((e) => e.querySelector("table") && e.scrollWidth > e.clientWidth + 1);
   const said = found.map((e) => e.innerText.slice(0, 60));
   folded.forEach((e) => { e.open = false; });
   return said;
