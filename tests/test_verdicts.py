@@ -295,10 +295,12 @@ def test_the_table_has_a_row_a_claim_and_a_number_a_cell_at_most(judged):
 def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
     template = (ROOT / "book/assets/first-screen.md").read_text(encoding="utf-8")
     said = first_screen.fill(template, evidence, counting, mixed)
-    for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
+    for page, expected in (("README.md", first_screen.from_above(said)), ("book/intro.md", said)):
         text = (ROOT / page).read_text(encoding="utf-8")
         shown = text.partition(MARKS[0])[2].partition(MARKS[1])[0]
-        assert shown == said.replace("EMBLEM", f"{folder}/emblem.svg"), "python -m slmlib scoreboard --readme"
+        assert shown == expected, "python -m slmlib scoreboard --readme"
+        links = re.findall(r"\]\((?!https:)(.*?)\)", shown)
+        assert len(links) > 20 and all((ROOT / page).parent.joinpath(link).is_file() for link in links), links
 
 
 def test_a_first_screen_that_would_not_be_true_is_refused(evidence):

@@ -1,5 +1,6 @@
 """The first screen, of README and intro alike: what was found, in numbers from records."""
 
+import re
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
@@ -231,6 +232,11 @@ def fill(template: str, evidence: Evidence, counting: float, mixed: dict[str, fl
     return template.format(**found, **texts, table=claims)
 
 
+def from_above(said: str) -> str:
+    """The intro's text for a page in the folder above the book's."""
+    return re.sub(r"\]\((?!https:)", "](book/", said)
+
+
 def emblem(evidence: Evidence, mixed: dict[str, float]) -> tuple[dict, dict, dict]:
     """What the book's first figure shows: the frontier with today's training, and the best of all with the paper's.
 
@@ -256,10 +262,10 @@ def text(evidence: Evidence, into_pages: bool) -> str:
     mixed = mixtures(corpus)
     said = fill(Path("book/assets/first-screen.md").read_text(encoding="utf-8"), evidence, counting, mixed)
     if into_pages:
-        for page, folder in (("README.md", "book/assets"), ("book/intro.md", "assets")):
-            screen.put_between(Path(page), MARKS, said.replace("EMBLEM", f"{folder}/emblem.svg"))
+        screen.put_between(Path("README.md"), MARKS, from_above(said))
+        screen.put_between(Path("book/intro.md"), MARKS, said)
         figures.use_style()
         lines, points, together = emblem(evidence, mixed)
         figures.emblem(lines, points, counting, together).savefig("book/assets/emblem.svg", metadata={"Date": None})
         Path("book/assets/budget.html").write_text(explore.budget().page(), encoding="utf-8")
-    return said.replace("EMBLEM", "book/assets/emblem.svg")
+    return from_above(said)
