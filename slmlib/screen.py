@@ -23,7 +23,7 @@ _SIGNS = {
 def table(judged: list[Verdict]) -> str:
     """The verdicts as a Markdown table, a row a claim: a sign, and the effect of the weakest test in nats."""
     lines = [
-        "| | the paper's claim | as the paper ran it | at equal compute | trained otherwise | |",
+        "| | the paper's claim | as the paper ran it | at equal compute | trained otherwise | chapter |",
         "|---|---|---|---|---|---|",
     ]
     for claim, name in verdicts.CLAIMS.items():

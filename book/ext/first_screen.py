@@ -68,6 +68,7 @@ def headline(evidence: Evidence) -> dict[str, float]:
         "long_loss": cells["MLP T=128", short.budget].loss,
         "every": every.loss,
         "single": single.loss,
+        "alone": -verdicts.gains(evidence.gain, "undone")["last position scored"].effect,
         "rotary": fmean(evidence.gain[run].test_nll_whole for run in rotary),
         "scoring": chain["every position scored"].effect,
         "small_batches": chain["batches of 512 characters"].effect,
@@ -216,6 +217,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert len(chain) == 15 and 2 * sorted(chain.values())[-2] < chain["batches of 512 characters"], chain
     assert abs(chain["a learning rate of its own"] - found["short_windows"]) < 0.005, chain
     assert sorted(chain, key=chain.get)[-3] in ("a learning rate of its own", "windows of 32"), chain
+    assert verdicts.gains(evidence.gain, "undone")["last position scored"].high < -0.2, found
     attention = [c for c in evidence.cells.values() if c.family.architecture in frontier.ATTENTION]
     assert abs(frontier.best_within(attention, 1e13).loss - found["single"]) < 0.005, found
     assert 2.5 < found["heavier"] < found["heavier_whole"] < 3.5, found
