@@ -223,6 +223,9 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert 2.5 < found["heavier"] < found["heavier_whole"] < 3.5, found
     assert found["heavier_windows_low"] > found["heavier"], found
     assert len(evidence.runs("RoPE, every position scored")) == 3
+    asked = [next(iter(runs.values())).experiment.training for runs in
+             (evidence.paper["Penn Treebank"], evidence.runs("Penn Treebank, whole text"))]  # fmt: skip
+    assert len({(t.epochs, t.windows_per_epoch) for t in asked}) == 1, asked
     assert found["uncapped"] > 0.3 and 0.02 < found["chance"] < 0.1
     return found
 
