@@ -234,7 +234,8 @@ def fill(template: str, evidence: Evidence, counting: float, mixed: dict[str, fl
     """The first screen's text with its numbers and its table."""
     found, claims = numbers(evidence, counting, mixed), screen.table(verdicts.judge(evidence))
     texts = {f"{name}_text": as_text(found[name]) for name in ("short_budget", "dearest")}
-    return template.format(**found, **texts, table=claims)
+    said = template.format(**found, **texts, table=claims)
+    return said.replace(" · 10", "\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}10")
 
 
 def from_above(said: str) -> str:
