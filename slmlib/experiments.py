@@ -28,6 +28,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import reading
 from .checkpoints import NotWritten, epochs_done, load_tensors, save_tensors, write_whole, writing
 from .checks import Checked, UnknownChoice, explain, short
 from .corpora import Corpus, exact_name, load_corpus
@@ -412,7 +413,12 @@ def work(
     """
     corpus = _corpus(experiment.corpus)
     model, _, record = trained(experiment, corpus, device, False, checkpoint, each_epoch)
-    return record, (token_losses(model, corpus, experiment.training), sample(model, corpus)) if losses else None
+    if not losses:
+        return record, None
+    kept = token_losses(model, corpus, experiment.training)
+    if experiment.training.reads_on:
+        kept |= reading.losses(model, corpus, experiment.training)
+    return record, (kept, sample(model, corpus))
 
 
 def run(

@@ -100,7 +100,7 @@ def counted(
         models: fitted on the train split; those of ``ORDERS`` if there are none.
     """
     models = models or [*of_orders(ORDERS[corpus.vocabulary.unit], len(corpus.vocabulary), corpus.train).values()]
-    valid, test = (_of_counts(models, ids) for ids in (corpus.valid, corpus.test))
+    valid, test = (of_counts(models, ids) for ids in (corpus.valid, corpus.test))
     looks = {"valid": (valid, training.validation), "test": (test, training.test), "whole": (test, training.whole_test)}
     return {name: Counted(*(look.of(x, context) for x in of)) for name, (of, look) in looks.items()}
 
@@ -109,7 +109,7 @@ def _highest(models: Sequence[KneserNey]) -> KneserNey:
     return max(models, key=lambda model: model.order)
 
 
-def _of_counts(models: Sequence[KneserNey], ids: Tensor) -> tuple[Tensor, Tensor]:
+def of_counts(models: Sequence[KneserNey], ids: Tensor) -> tuple[Tensor, Tensor]:
     """x of the history of each token, (N, F), and its NLL under each model, (N, orders)."""
     return _features(models, ids), torch.stack([model.nll(ids) for model in models], 1)
 
@@ -168,7 +168,7 @@ class Mixture:
         """
         T = self.network.config.context
         alone = token_nll(self.network, ids, evaluation)
-        known = Counted(*(evaluation.of(values, T) for values in _of_counts(self.counts, ids)))
+        known = Counted(*(evaluation.of(values, T) for values in of_counts(self.counts, ids)))
         return alone, self.gate.nll(known.features, known.beside(alone))
 
 

@@ -428,6 +428,21 @@ def together(seeds: int = SEEDS) -> list[Experiment]:
     return list(dict.fromkeys(recipes.experiment(a, p, b, seed) for a, b, p in points for seed in each_seed(seeds)))
 
 
+#: The networks that go on learning while they are tested: architectures and budgets.
+READING = (*(("mlp", b) for b in (1e10, 1e11, 1e12)), *(("blocks", b) for b in (1e10, 1e11, 1e12, 1e13, 3e13)))
+
+
+def reading(seeds: int = SEEDS) -> dict[tuple[str, float], list[Experiment]]:
+    """They, as validation chose them for training alone, by architecture and budget."""
+    chosen = recipes.chosen(recipes.published())
+    runs = {
+        key: [recipes.experiment(*key[:1], chosen[key], key[1], seed) for seed in each_seed(seeds)] for key in READING
+    }
+    return {
+        key: [replace(run, training=replace(run.training, reads_on=True)) for run in of] for key, of in runs.items()
+    }
+
+
 #: The networks whose weights are published: the name, and for what architecture and budget validation chose it.
 PUBLISHED = {"MLP": ("mlp", 3e11), "one block": ("one block", 3e11), "transformer": ("blocks", 3e13)}
 
@@ -459,9 +474,10 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
     "words-today": lambda seeds, found: [run for name in WORDS for run in words_search(name, found)[1]],
     "together": lambda seeds, found: together(seeds),
     "words-together": lambda seeds, found: [e for of in words_together(seeds).values() for e in of],
+    "reading": lambda seeds, found: [e for of in reading(seeds).values() for e in of],
 }
 #: The suites whose records have the runs' token losses beside them.
-KEEP_LOSSES = ("together", "words-together")
+KEEP_LOSSES = ("together", "words-together", "reading")
 
 
 explain(globals())

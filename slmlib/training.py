@@ -70,6 +70,7 @@ class TrainingConfig(Checked):
     warmup: float = 0.0  # the share of the steps in which the rate rises linearly, to all of it at their end
     clip: float | None = None  # the largest norm that the gradient may have; it is scaled down to it
     average: float = 0.0  # validated and kept are the weights' moving average with this decay a step; 0: as they are
+    reads_on: bool = False  # once trained it is tested again, learning what it has been tested on: reading.losses
 
     _positive = ("learning_rate", "muon_rate", "clip", "weight_decay")
     _may_be_zero = ("weight_decay",)
