@@ -4,6 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import copysign, isnan, sqrt
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import fdtrc, stdtr, stdtrit  # scipy.stats takes a second to import
@@ -169,19 +170,11 @@ def growth(lowest: Mapping[float, Lowest], budget: float) -> Growth:
     )
 
 
-@dataclass(frozen=True)
-class PowerLaw:
-    """A fitted loss = a · (FLOPs / 10¹²)^(−b)."""
+class PowerLaw(NamedTuple):
+    """A fitted loss = a · FLOPs^(−b)."""
 
-    fitted: np.ndarray  # (2,): −b and log a
-    covariance: np.ndarray  # (2, 2)
-    free: int  # degrees of freedom of the noise
+    exponent: tuple[float, float, float]  # b, with the ends of its 95 % interval
     p: float  # the probability of deviations at least as large as these if it is the law; nan for two costs
-
-    def exponent(self) -> tuple[float, float, float]:
-        """b, with the ends of its 95 % interval."""
-        half = student(self.free) * self.covariance[0, 0] ** 0.5
-        return -self.fitted[0], -self.fitted[0] - half, -self.fitted[0] + half
 
 
 def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: int) -> PowerLaw:
@@ -196,12 +189,13 @@ def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: i
         errors: (n,) their standard errors.
         free: the degrees of freedom of these.
     """
-    x, weights = np.log(costs / 1e12), losses / errors  # these are of the logarithm
+    x, weights = np.log(costs), losses / errors  # these are of the logarithm
     fitted, covariance = np.polyfit(x, np.log(losses), 1, w=weights, cov="unscaled")
     deviation = (np.log(losses) - np.polyval(fitted, x)) * weights
     over = len(costs) - 2
     p = float(fdtrc(over, free, (deviation**2).sum() / over)) if over else float("nan")
-    return PowerLaw(fitted, covariance, free, p)
+    b, half = -float(fitted[0]), float(student(free) * covariance[0, 0] ** 0.5)
+    return PowerLaw((b, b - half, b + half), p)
 
 
 explain(globals())

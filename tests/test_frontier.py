@@ -147,7 +147,7 @@ def test_crossings_and_laws_are_of_what_validation_chose():
     assert frontier.crossing(there, "Every position", "MLP") == 3e13  # level at 1e13
     assert frontier.crossing(there, "MLP", "Every position") is None
     assert frontier.crossing(there, "MLP", "MLP") is None
-    assert frontier.law(there, "Every position").exponent()[0] > frontier.law(there, "MLP").exponent()[0] > 0
+    assert frontier.law(there, "Every position").exponent[0] > frontier.law(there, "MLP").exponent[0] > 0
     cell = there["MLP T=8", 1e11]
     assert frontier.choice_cost(cell, found) == 0  # test and validation agree here
 

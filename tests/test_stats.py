@@ -86,7 +86,7 @@ def powers(exponent, bend=0.0, noise=0.02, n=6, seed=0):
 
 
 def test_a_power_law_is_found_and_a_bend_is_told_from_one():
-    assert stats.power_law(*powers(0.05, noise=1e-6)).exponent() == pytest.approx((0.05, 0.05, 0.05), abs=1e-5)
+    assert stats.power_law(*powers(0.05, noise=1e-6)).exponent == pytest.approx((0.05, 0.05, 0.05), abs=1e-5)
     assert stats.power_law(*powers(0.05, bend=0.02)).p < 1e-3
     costs, losses, errors, free = powers(0.05, n=2)
     assert np.isnan(stats.power_law(costs, losses, errors, free).p)  # through two points: nothing to judge by
@@ -94,7 +94,7 @@ def test_a_power_law_is_found_and_a_bend_is_told_from_one():
 
 def test_the_interval_of_an_exponent_covers_it_and_p_is_uniform_when_the_law_is_true():
     laws = [stats.power_law(*powers(0.05, seed=s)) for s in range(400)]
-    covered = np.mean([low < 0.05 < high for _, low, high in (law.exponent() for law in laws)])
+    covered = np.mean([low < 0.05 < high for _, low, high in (law.exponent for law in laws)])
     assert 0.9 < covered < 0.98
     assert 0.02 < np.mean([law.p < 0.05 for law in laws]) < 0.09
 

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
-from slmlib import chapters, explore, figures, frontier, mixing, paper, recipes, screen, studies, verdicts
+from slmlib import chapters, explore, figures, frontier, mixing, paper, reading, recipes, screen, studies, verdicts
 from slmlib.corpora import Corpus, load_corpus
 from slmlib.experiments import RESULTS, Store
 from slmlib.flops import as_text
 from slmlib.stats import corrected, growth, unpaired
+from slmlib.training import TrainingConfig
 from slmlib.verdicts import TEST, VALID, WHOLE, Evidence
 from slmlib.windows import Evaluation
 
@@ -105,6 +106,7 @@ def mixtures(corpus: Corpus) -> dict[str, float]:
         for kind, budgets in (("mlp", (1e10, 3e10, 1e11, 3e11, 1e12)), ("blocks", (1e13, 3e13)))
     )
     return {
+        **reading_on(corpus, training),
         "orders": counts,
         "mixed_tiny": mlps[1e10],
         "mixed_more": max(mlps[b] for b in (3e10, 1e11, 3e11)),
@@ -114,6 +116,26 @@ def mixtures(corpus: Corpus) -> dict[str, float]:
     }
 
 
+def reading_on(corpus: Corpus, training: TrainingConfig) -> dict[str, float]:
+    """Of models that go on learning: the counts, the largest transformer, both, and what a tiny network adds."""
+    store = Store(RESULTS / "reading", keeps_losses=True)
+    counting = reading.counted(corpus, training, recipes.FIRST_SCORED)
+    large, tiny = (
+        [
+            {name: store.losses(run)[0][f"{name}, read on"] for name in ("valid", "whole")}
+            for run in studies.reading()[key]
+            if run in store
+        ]
+        for key in (("blocks", 3e13), ("mlp", 1e10))
+    )
+    counts = mixing.together([], counting)["whole"].mean().item()
+    both, small = (
+        fmean(mixing.together([of], counting)["whole"].mean().item() for of in some) for some in (large, tiny)
+    )
+    alone = fmean(of["whole"].mean().item() for of in large)
+    return {"orders_on": counts, "read_on": alone, "both_on": both, "tiny_on": counts - small}
+
+
 def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dict[str, float]:
     """``headline`` and ``mixtures``, held to what the first screen says of them in words.
 
@@ -121,6 +143,10 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
         AssertionError: where a sentence of the first screen is no longer so.
     """
     found, judged = headline(evidence) | mixed | {"counting": counting}, verdicts.judge(evidence)
+    found["counting_on"] = found["orders"] - found["orders_on"]
+    assert found["largest"] - found["read_on"] > 2 * (found["convolved_third"] - found["largest"]) > 0.1, found
+    assert found["both_on"] < found["read_on"] - 0.04 < found["orders_on"] - 0.08, found
+    assert 0 < found["tiny_on"] < 0.015, found
     words = {v.claim: v.verdict for v in judged if v.reading == "paper"}
     c2 = {v.flops: v.verdict for v in judged if v.flops}
     assert sorted(c for c, word in words.items() if word == "holds") == ["C1", "C4", "C5", "C7"], words
