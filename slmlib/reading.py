@@ -89,7 +89,7 @@ def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str,
     ):
         of = []
         for begin, first, end in parts(look, len(ids), context):
-            known = torch.cat((corpus.train, ids[look.scored(len(ids), context).start - context : begin]))
+            known = torch.cat((corpus.train, ids[look.scored(len(ids), context).start : begin]))
             models = [*of_orders(orders, V, known).values()]
             of.append([x[before + first - begin :: look.stride] for x in of_counts(models, ids[begin - before : end])])
         there[name] = Counted(*map(torch.cat, zip(*of, strict=True)))
