@@ -4,7 +4,7 @@ For networks this is dynamic evaluation (Mikolov et al., 2010; Krause et al., 20
 compression has them. Shapes: N tokens are scored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .checks import explain, number
 from .corpora import Corpus
 from .mixing import ORDERS, Counted, of_counts
+from .models import n_parameters
 from .ngrams import of_orders
 from .speed import dropping_by, fast_matmul
 from .training import TrainingConfig, _loss, token_nll
@@ -52,7 +53,7 @@ def read_on(
         if first < end:
             losses.append(token_nll(model, ids[:end], Evaluation(None, evaluation.stride, first)))
         model.train()
-        with dropping_by(order), fast_matmul(ids.device, training.batch * sum(p.numel() for p in model.parameters())):
+        with dropping_by(order), fast_matmul(ids.device, n_parameters(model).total * training.batch):
             for _ in range(PASSES):
                 offset = torch.randint(apart, (1,), generator=order).item()
                 starts = torch.arange(begin - T + offset, end - T, apart)
@@ -75,6 +76,11 @@ def losses(model: nn.Module, corpus: Corpus, training: TrainingConfig) -> dict[s
     return {"valid, read on": tried[rate], "whole, read on": whole, "rate": torch.tensor([rate])}
 
 
+def read(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of what a store keeps of a run, what ``losses`` gave, under the names of a frozen model's: "valid", "whole"."""
+    return {name: kept[f"{name}, read on"] for name in ("valid", "whole")}
+
+
 def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str, Counted]:
     """As ``mixing.counted``, of counts that take in each part once they have predicted it: "valid" and "whole".
 
@@ -87,9 +93,9 @@ def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str,
         ("valid", corpus.valid, training.validation),
         ("whole", corpus.test, training.whole_test),
     ):
-        of = []
+        of, start = [], look.scored(len(ids), context).start
         for begin, first, end in parts(look, len(ids), context):
-            known = torch.cat((corpus.train, ids[look.scored(len(ids), context).start : begin]))
+            known = torch.cat((corpus.train, ids[start:begin]))
             models = [*of_orders(orders, V, known).values()]
             of.append([x[before + first - begin :: look.stride] for x in of_counts(models, ids[begin - before : end])])
         there[name] = Counted(*map(torch.cat, zip(*of, strict=True)))

@@ -30,6 +30,8 @@ BUDGETS = (1e10, 3e10, 1e11, 3e11, 1e12, 3e12, 1e13, 3e13)  # FLOPs of training'
 #: The first character of Tiny Shakespeare's validation split that is not of *Measure for Measure*, which training ends
 #: in: there *The Taming of the Shrew* begins, of which the test split is a later part.
 NEXT_PLAY = 74_015
+#: And the test split's token with which its last play begins, *The Tempest*.
+LAST_PLAY = 76_959
 
 #: The first token of a test or validation split that is scored, whatever the context: all models meet the same ones.
 FIRST_SCORED = 128

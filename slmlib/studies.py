@@ -434,13 +434,12 @@ READING = (*(("mlp", b) for b in (1e10, 1e11, 1e12)), *(("blocks", b) for b in (
 
 def reading(seeds: int = SEEDS) -> dict[tuple[str, float], list[Experiment]]:
     """They, as validation chose them for training alone, by architecture and budget."""
-    chosen = recipes.chosen(recipes.published())
-    runs = {
-        key: [recipes.experiment(*key[:1], chosen[key], key[1], seed) for seed in each_seed(seeds)] for key in READING
-    }
-    return {
-        key: [replace(run, training=replace(run.training, reads_on=True)) for run in of] for key, of in runs.items()
-    }
+    chosen, there = recipes.chosen(recipes.published()), {}
+    for architecture, budget in READING:
+        run = recipes.experiment(architecture, chosen[architecture, budget], budget, 0)
+        run = replace(run, training=replace(run.training, reads_on=True))
+        there[architecture, budget] = [replace(run, seed=seed) for seed in each_seed(seeds)]
+    return there
 
 
 #: The networks whose weights are published: the name, and for what architecture and budget validation chose it.

@@ -123,21 +123,18 @@ def reading_on(corpus: Corpus, training: TrainingConfig, counts: Tensor) -> dict
 
     What either gains in the play that is new, and counts in the other; and what a tiny network adds to counts.
     """
-    store = Store(RESULTS / "reading", keeps_losses=True)
+    store, runs = Store(RESULTS / "reading", keeps_losses=True), studies.reading()
     counting = reading.counted(corpus, training, recipes.FIRST_SCORED)
     large, tiny = (
-        [store.losses(run)[0] for run in studies.reading()[key] if run in store]
-        for key in (("blocks", 3e13), ("mlp", 1e10))
+        [store.losses(run)[0] for run in runs[key] if run in store] for key in (("blocks", 3e13), ("mlp", 1e10))
     )
-    on = {name: f"{name}, read on" for name in ("valid", "whole")}
     counts_on = mixing.together([], counting)["whole"]
     both, small = (
-        fmean(mixing.together([{n: of[o] for n, o in on.items()}], counting)["whole"].mean().item() for of in some)
+        fmean(mixing.together([reading.read(of)], counting)["whole"].mean().item() for of in some)
         for some in (large, tiny[:1])
     )
-    frozen, read = (torch.stack([of[name] for of in large]).mean(0) for name in ("whole", on["whole"]))
-    new = torch.tensor(training.whole_test.scored(len(corpus.test), recipes.FIRST_SCORED))
-    new = new >= corpus.vocabulary.decode(corpus.test).index("Boatswain!")
+    frozen, read = (torch.stack([of["whole"] for of in some]).mean(0) for some in (large, map(reading.read, large)))
+    new = torch.tensor(training.whole_test.scored(len(corpus.test), recipes.FIRST_SCORED)) >= recipes.LAST_PLAY
     means = {"orders_on": counts_on, "frozen_on": frozen, "read_on": read, "new_counts": (counts - counts_on)[new],
              "old_counts": (counts - counts_on)[~new], "new_blocks": (frozen - read)[new]}  # fmt: skip
     return {"both_on": both, "tiny_on": counts_on.mean().item() - small} | {
