@@ -12,6 +12,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import partial
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
@@ -400,6 +401,9 @@ def try_(
             help="Where the mixture goes; default: FILE's name, here, with a number if that is taken.",
         ),
     ] = None,
+    read_on: Annotated[
+        bool, typer.Option("--read-on", help="Test them once more, learning what they have read; takes longer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The table as a list of JSON objects.")] = False,
 ):
     """Your own text: count it, train an MLP and a transformer within a budget, and mix the better one with the counts.
@@ -423,7 +427,8 @@ def try_(
                 share = f"{count / len(getattr(corpus, split)):.2%}"
                 err.print(f"unknown {unit.value}s of {split}: {count:,} ({share})", highlight=False)
         seconds = None if flops is not None else 60 * (2 if minutes is None else minutes)
-        found = tryout.attempt(corpus, seconds, flops, workers, seed, lambda text: err.print(text, style="dim"))
+        say = partial(err.print, style="dim")
+        found = tryout.attempt(corpus, seconds, flops, workers, seed, say, read_on)
     except (OSError, ValueError, Diverged, MemoryError) as error:
         raise _refuse(error) from None
     except BrokenExecutor as error:
@@ -450,7 +455,7 @@ def try_(
     kept = shlex.quote(f"./{keep}" if str(keep).startswith("-") else str(keep))  # no option
     command = "python -m slmlib"
     say = (
-        f"{found.rows[-1].model} are in {keep}, together with the text that was counted. Let them write:\n"
+        f"{found.rows[4].model} are in {keep}, together with the text that was counted. Let them write:\n"
         f"  {command} generate {kept} -n 200\nand score another text:\n  {command} score {kept} TEXT"
     )
     print(say, file=sys.stderr if as_json else sys.stdout)

@@ -23,6 +23,7 @@ class _Grams(NamedTuple):
     """The n-grams of one length in a text. G of them."""
 
     keys: np.ndarray  # (G,), as a level has them
+    numbers: np.ndarray  # of each that the text has, one after the other: where it stands among the keys
     occurrences: np.ndarray  # (G,)
     suffix: np.ndarray  # (G,) the number of the (n-1)-gram that each ends in
     history: np.ndarray  # (G,) and of the one that it begins with
@@ -80,16 +81,16 @@ class KneserNey:
             ends = np.empty(len(keys), np.int64)  # one place where each ends
             ends[numbers] = np.arange(n - 1, len(tokens))
             history = shorter[ends - 1] if n > 1 else np.zeros(len(keys), np.int64)
-            grams.append(_Grams(keys, occurrences, shorter[ends], history))
+            grams.append(_Grams(keys, numbers.astype(np.int32), occurrences, shorter[ends], history))
             shorter = np.concatenate((np.full(n - 1, -1), numbers))
         return grams
 
     def _estimated(self, grams: list[_Grams]) -> "KneserNey":
         """Itself, with the probabilities that follow from the n-grams up to its order."""
         self._levels = []
-        for n, (keys, counts, _, history) in enumerate(grams[: self.order], start=1):
+        for n, (keys, _, counts, _, history) in enumerate(grams[: self.order], start=1):
             if n < self.order and self._lower_by_kinds:
-                counts = np.bincount(grams[n].suffix, minlength=len(counts))
+                counts = np.bincount(grams[n].suffix[grams[n].occurrences > 0], minlength=len(counts))
             discounts = self._discounts(counts)[np.minimum(counts, 3)]
             histories = len(grams[n - 2].keys) if n > 1 else 1
             total = np.bincount(history, counts, histories)
@@ -195,9 +196,27 @@ def of_orders(orders: Iterable[int], vocab_size: int, ids: Tensor) -> dict[int, 
     Raises:
         ValueError: as ``KneserNey`` and its ``fit`` do.
     """
-    models = {order: KneserNey(order, vocab_size) for order in orders}
-    grams = models[max(models)]._grams(ids) if models else []
-    return {order: model._estimated(grams) for order, model in models.items()}
+    return next(of_beginnings(orders, vocab_size, ids, [len(ids)]))
+
+
+def of_beginnings(
+    orders: Iterable[int], vocab_size: int, ids: Tensor, lengths: Iterable[int]
+) -> Iterator[dict[int, KneserNey]]:
+    """``of_orders`` of the first so many of ``ids``, for each of several ``lengths``; all are sorted once.
+
+    Their ``sizes`` are those of all ids.
+
+    Raises:
+        ValueError: as ``of_orders`` does, and for a length that is no integer from the highest order to that of all.
+    """
+    orders = [integer("each order", order) for order in orders]
+    grams = KneserNey(max(orders, default=1), vocab_size)._grams(ids)
+    for length in lengths:
+        length = integer("each length", length, len(grams), len(ids))
+        there = [of.numbers[: length - shorter] for shorter, of in enumerate(grams)]
+        counts = [np.bincount(at, minlength=len(of.keys)) for at, of in zip(there, grams, strict=True)]
+        counted = [of._replace(occurrences=some) for of, some in zip(grams, counts, strict=True)]
+        yield {order: KneserNey(order, vocab_size)._estimated(counted) for order in orders}
 
 
 def next_of_each(models: Sequence[KneserNey], contexts: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .checks import explain, number
 from .corpora import Corpus
 from .mixing import ORDERS, Counted, of_counts
 from .models import n_parameters
-from .ngrams import of_orders
+from .ngrams import of_beginnings
 from .speed import dropping_by, fast_matmul
 from .training import TrainingConfig, _loss, token_nll
 from .windows import Evaluation, Windows, random_stream
@@ -93,11 +93,13 @@ def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str,
         ("valid", corpus.valid, training.validation),
         ("whole", corpus.test, training.whole_test),
     ):
-        of, start = [], look.scored(len(ids), context).start
-        for begin, first, end in parts(look, len(ids), context):
-            known = torch.cat((corpus.train, ids[start:begin]))
-            models = [*of_orders(orders, V, known).values()]
-            of.append([x[before + first - begin :: look.stride] for x in of_counts(models, ids[begin - before : end])])
+        start, pieces = look.scored(len(ids), context).start, [*parts(look, len(ids), context)]
+        known = [len(corpus.train) + begin - start for begin, *_ in pieces]
+        models = of_beginnings(orders, V, torch.cat((corpus.train, ids[start:])), known)
+        of = [
+            [x[before + first - begin :: look.stride] for x in of_counts([*m.values()], ids[begin - before : end])]
+            for (begin, first, end), m in zip(pieces, models, strict=True)
+        ]
         there[name] = Counted(*map(torch.cat, zip(*of, strict=True)))
     return there
 

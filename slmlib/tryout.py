@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import mixing, recipes
+from . import mixing, reading, recipes
 from .checkpoints import load_tensors, save_tensors
 from .checks import explain, integer, number, plain
 from .corpora import Corpus, Vocabulary
@@ -46,7 +46,7 @@ class Row:
     model: str
     test_nll: float  # nats per token of the test split, from token 128 on; of 10,000 of them at most, evenly spread
     seconds: float  # of choosing and training, validation included, of all that is mixed
-    flops: float  # of training's matrix products; counting has none
+    flops: float  # of training's matrix products, without what reading on takes; counting has none
     parameters: int  # of counting, the n-grams remembered
     sample: str  # what it writes after the test split's first tokens
 
@@ -89,6 +89,7 @@ def attempt(
     workers: int = 2,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
+    read_on: bool = False,
 ) -> Tried:
     """Count, train an MLP and a transformer within a budget, and mix the better of them with the counts.
 
@@ -102,6 +103,8 @@ def attempt(
         workers: processes. With one the networks are trained one after the other, each for half of the time.
         seed: of the networks.
         say: is told what is going on, a line each time.
+        read_on: test counts and mixture once more, as models that learn what they have read (``reading``), at a rate
+            that validation chooses. Its time comes on top of the budget; what is kept does not read on.
 
     Raises:
         ValueError: if not exactly one budget is given, or it is too small or too large; names the bounds.
@@ -190,7 +193,22 @@ def attempt(
     remembered = size + better.parameters
     write = partial(generate, mixture, cache=isinstance(mixture.network, Transformer))
     rows.append(Row(f"{better.model} and counting", nll, took, better.flops, remembered, sample(write)))
-    return Tried(rows, found[best].record.experiment, mixture)
+    chosen = found[best].record.experiment
+    if read_on:
+        there, part = len(corpus.test) - recipes.FIRST_SCORED, reading.PART
+        say(
+            f"reading on, {part:,} {unit}s at a time"
+            + ("" if there > part else f", which the test text has not got: {there:,}")
+        )
+        began = time.perf_counter()
+        with one_thread():
+            taken_in = reading.counted(corpus, looks, recipes.FIRST_SCORED)
+            for of, beside in ((rows[1], []), (rows[-1], [networks[best]])):
+                learnt = [reading.read(reading.losses(model, corpus, chosen.training)) for model in beside]
+                nll = mixing.together(learnt, taken_in)["whole"].mean().item()
+                took = of.seconds + time.perf_counter() - began
+                rows.append(replace(of, model=f"{of.model}, reading on", test_nll=nll, seconds=took, sample=""))
+    return Tried(rows, chosen, mixture)
 
 
 def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slmlib.ngrams import Additive, KneserNey, of_orders
+from slmlib.ngrams import Additive, KneserNey, of_beginnings, of_orders
 
 V = 5
 
@@ -129,6 +129,17 @@ def test_several_orders_at_once_are_each_alone():
         alone = KneserNey(order, V).fit(train)
         assert model.sizes == alone.sizes and torch.equal(model.nll(test), alone.nll(test))
         assert torch.equal(model.seen(test), alone.seen(test))
+
+
+def test_the_beginnings_of_a_text_are_each_counted_as_if_alone():
+    text, test, lengths = ids(400), ids(40, seed=1), [4, 90, 400]
+    for length, models in zip(lengths, of_beginnings([4, 2], V, text, lengths), strict=True):
+        for order, model in models.items():
+            alone = KneserNey(order, V).fit(text[:length])
+            assert torch.equal(model.nll(test), alone.nll(test)) and torch.equal(model.seen(test), alone.seen(test))
+    for length in (3, 401):
+        with pytest.raises(ValueError, match=f"each length must be an integer of at .* got {length}"):
+            next(of_beginnings([4, 2], V, text, [length]))
 
 
 @kinds
