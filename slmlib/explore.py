@@ -4,11 +4,9 @@ On a page without a kernel it is HTML, whose frames ``assets/explore.js`` switch
 frames come from ipywidgets, live, and follow the reader's own prompt where there is one.
 """
 
-import base64
-import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from itertools import product
 from math import log10
@@ -545,13 +543,13 @@ _PROMPT = "ROMEO:\n"
 def models(folder: Path = RESULTS / "weights") -> Explorer:
     """The published models side by side: what each expects after a text, and how it goes on; typed by the reader.
 
-    On a page ``assets/models.js`` computes them, from ``packed``.
+    On a page ``assets/models.js`` computes them, from what ``book/ext/packing.py`` packs.
 
     Raises:
         FileNotFoundError: if the folder has not the weights.
         CorpusUnavailable: if Tiny Shakespeare, which is counted, cannot be had.
     """
-    networks, counts, vocabulary = _published(folder)
+    networks, counts, vocabulary = published(folder)
     names = [f"counts of order {counts.order}", *networks]
     temperatures = (0.5, 0.8, 1.0)
 
@@ -592,54 +590,16 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
     )
 
 
-def _published(folder: Path) -> tuple[dict[str, nn.Module], KneserNey, Vocabulary]:
-    loaded = {name: tryout.load(folder / studies.file_of(name)) for name in studies.PUBLISHED}
-    vocabulary = next(iter(loaded.values())).vocabulary
-    counts = KneserNey(5, len(vocabulary)).fit(load_corpus("tiny_shakespeare").train)
-    return {name: kept.network for name, kept in loaded.items()}, counts, vocabulary
-
-
-def packed(folder: Path = RESULTS / "weights") -> str:
-    """The published models as a script that sets ``window.slmModels``, for ``assets/models.js``.
-
-    It is base64 of gzip of: the length of a JSON header as 4 bytes, the header, the weights as float16, then the
-    5-grams of Tiny Shakespeare in order, each as the length that it shares with the one before, its other ids, and its
-    count in base 128, least first.
+def published(folder: Path) -> tuple[dict[str, nn.Module], KneserNey, Vocabulary]:
+    """The published networks, by name, counts of order 5, and their vocabulary.
 
     Raises:
         FileNotFoundError, CorpusUnavailable: as ``models`` does.
     """
-    networks, counts, vocabulary = _published(folder)
-    parts, at = [], 0
-
-    def add(data: bytes) -> list[int]:
-        nonlocal at
-        parts.append(data)
-        at += len(data)
-        return [at - len(data), len(data)]
-
-    listed = []
-    for name, model in networks.items():
-        tensors = {key: [add(w.half().numpy().tobytes())[0], w.numel()] for key, w in model.state_dict().items()}
-        kind = "mlp" if isinstance(model, MLP) else "transformer"
-        listed.append({"name": name, "kind": kind, "config": asdict(model.config), "tensors": tensors})
-    ids = load_corpus("tiny_shakespeare").train
-    grams, often = ids.unfold(0, counts.order, 1).unique(dim=0, return_counts=True)
-    data, before = bytearray(), [-1] * counts.order
-    for gram, count in zip(grams.tolist(), often.tolist(), strict=True):
-        same = next(k for k in range(counts.order) if gram[k] != before[k])
-        data += bytes([same, *gram[same:]])
-        while count > 127:
-            data.append(128 + count % 128)
-            count //= 128
-        data.append(count)
-        before = gram
-    first = {"name": f"counts of order {counts.order}", "kind": "counts", "config": {"order": counts.order}}
-    listed.insert(0, {**first, "counts": add(bytes(data))})
-    header = json.dumps({"vocabulary": vocabulary.tokens, "models": listed}).encode()
-    header += b" " * (-(len(header) + 4) % 4)
-    whole = gzip.compress(len(header).to_bytes(4, "little") + header + b"".join(parts), 9, mtime=0)
-    return f'window.slmModels = "{base64.b64encode(whole).decode()}";\n'
+    loaded = {name: tryout.load(folder / studies.file_of(name)) for name in studies.PUBLISHED}
+    vocabulary = next(iter(loaded.values())).vocabulary
+    counts = KneserNey(5, len(vocabulary)).fit(load_corpus("tiny_shakespeare").train)
+    return {name: kept.network for name, kept in loaded.items()}, counts, vocabulary
 
 
 explain(globals())

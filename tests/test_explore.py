@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import ipywidgets
+import packing
 import pytest
 import torch
 
@@ -191,8 +192,9 @@ def test_models_expect_and_go_on_from_what_is_typed(published, corpus, monkeypat
 
 
 def test_what_is_packed_for_the_page_is_what_there_is(published, corpus, monkeypatch):
-    monkeypatch.setattr(explore, "load_corpus", lambda name: corpus)
-    script = explore.packed(published)
+    for module in (explore, packing):
+        monkeypatch.setattr(module, "load_corpus", lambda name: corpus)
+    script = packing.packed(published)
     data = gzip.decompress(base64.b64decode(re.fullmatch(r'window.slmModels = "(.*)";\n', script).group(1)))
     length = int.from_bytes(data[:4], "little")
     header, rest = json.loads(data[4 : 4 + length]), data[4 + length :]
@@ -205,12 +207,12 @@ def test_what_is_packed_for_the_page_is_what_there_is(published, corpus, monkeyp
             kept = torch.frombuffer(bytearray(rest[at : at + 2 * n]), dtype=torch.float16)
             assert (kept.float() == model.state_dict()[key].flatten()).all()
     at, n = counts["counts"]
-    packed, grams, gram = iter(rest[at : at + n]), {}, []
-    for same in packed:
-        gram = gram[:same] + [next(packed) for _ in range(5 - same)]
+    counted, grams, gram = iter(rest[at : at + n]), {}, []
+    for same in counted:
+        gram = gram[:same] + [next(counted) for _ in range(5 - same)]
         count, scale, byte = 0, 1, 128
         while byte > 127:
-            byte = next(packed)
+            byte = next(counted)
             count, scale = count + byte % 128 * scale, scale * 128
         grams[tuple(gram)] = count
     assert grams == Counter(map(tuple, corpus.train.unfold(0, 5, 1).tolist()))

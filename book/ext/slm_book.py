@@ -15,10 +15,11 @@ from pathlib import Path
 from shutil import copy2, copytree, ignore_patterns
 
 from PIL import Image
-from slmlib import explore
 from slmlib.corpora import CorpusUnavailable
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
+
+from packing import packed
 
 #: What docutils and the theme write that a screen reader or a keyboard cannot use, and what pages have instead.
 MENDED = {
@@ -195,7 +196,7 @@ def policy(theme):
 def pack_models(site):
     """The published models, for the page that computes them; none where the text that is counted cannot be had."""
     try:
-        script = explore.packed()
+        script = packed()
     except (CorpusUnavailable, FileNotFoundError):
         return
     (site / "_static/models-data.js").write_text(script, encoding="utf-8")
