@@ -36,7 +36,7 @@ class Rotary(nn.Module):
         self.heads, self.normed, self.rotary = config.heads, config.qk_norm, config.positions == "rope"
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
-        half = config.head_width // 2
+        half = config.d_model // config.heads // 2
         rate = 10_000.0 ** (-torch.arange(half) / half)
         angle = torch.outer(torch.arange(config.context), rate)
         self.register_buffer("cos", angle.cos(), persistent=False)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
 from functools import partial
+from itertools import chain, count
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
@@ -25,31 +26,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import models, paper, recipes, studies, tryout, verdicts
+from . import corpora, models, paper, recipes, studies, tryout, verdicts
 from .checkpoints import NotWritten, write_whole
 from .cluster import Cluster, ClusterBroken
-from .corpora import (
-    FILES,
-    UNKNOWN,
-    CorpusDamaged,
-    CorpusUnavailable,
-    data_folder,
-    fetch,
-    known_ids,
-    load_corpus,
-    read_corpus,
-)
-from .experiments import (
-    BENCHMARKS,
-    RESULTS,
-    Experiment,
-    Record,
-    RecordDamaged,
-    Store,
-    process_pool,
-    run_all,
-    trained,
-)
+from .corpora import UNKNOWN, CorpusDamaged, CorpusUnavailable, known_ids, load_corpus, read_corpus
+from .experiments import BENCHMARKS, RESULTS, Experiment, Record, RecordDamaged, Store, process_pool, run_all, trained
 from .models import Transformer
 from .screen import markdown, put_between
 from .speed import compiling
@@ -71,9 +52,6 @@ Suite = StrEnum("Suite", {name: name for name in ("paper", *studies.SUITES)})
 Group = StrEnum("Group", {r.group: r.group for r in paper.RUNS})
 Unit = StrEnum("Unit", ["character", "word"])
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])
-StoreOption = Annotated[
-    Path, typer.Option("--store", exists=True, file_okay=False, help="The folder of the paper's records.")
-]
 
 
 def _refuse(error: object) -> typer.Exit:
@@ -98,9 +76,9 @@ def _refusing(*kinds: type[Exception]) -> Iterator[None]:
 @_refusing(CorpusUnavailable, CorpusDamaged)
 def data():
     """Fetch and verify every corpus file."""
-    print(f"in {data_folder()}:")
-    for file in FILES:
-        print(f"  {file}  {fetch(file).stat().st_size:>12,} bytes, SHA-256 as expected")
+    print(f"in {corpora.data_folder()}:")
+    for file in corpora.FILES:
+        print(f"  {file}  {corpora.fetch(file).stat().st_size:>12,} bytes, SHA-256 as expected")
 
 
 @app.command()
@@ -109,22 +87,18 @@ def run(
     suite: Annotated[Suite, typer.Argument(help="Which experiments.")],
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, max=paper.MOST_SEEDS, help="Of each run, as far as it has them; default: as published."),
+        typer.Option(min=1, max=paper.MOST_SEEDS, help="Of each run, at most; default: as published."),
     ] = None,
     group: Annotated[list[Group] | None, typer.Option(help="Of paper: only this group; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a Dask cluster, whose workers train: tcp://host:8786.")
     ] = None,
-    device: Annotated[
-        Device, typer.Option(help="Where to train; auto: a GPU if there is one here, on a cluster the CPU.")
-    ] = Device.auto,
+    device: Annotated[Device, typer.Option(help="auto: a GPU if one is here; on a cluster, the CPU.")] = Device.auto,
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="For the same runs with more epochs to go on from.")
     ] = False,
-    store: Annotated[
-        Path | None, typer.Option(file_okay=False, help="The folder of the records; default: the suite's.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option(file_okay=False, help="For the records; default: the suite's.")] = None,
 ):
     """Run what has no record yet. Stop it at any time: what is done is kept, and it goes on where it was."""
     if suite != "paper" and group:
@@ -198,13 +172,12 @@ def run(
 @_refusing(RecordDamaged)
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a configuration.")] = False,
-    store: StoreOption = RESULTS / "paper",
+    store: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The paper's records.")] = RESULTS / "paper",
 ):
     """The paper's 20 runs: records found and missing, our mean and spread, the paper's figure."""
     lines = paper.status(paper.records(Store(store), seeds=100))
     if as_json:
-        print(json.dumps([asdict(line) for line in lines], indent=1))
-        return
+        return print(json.dumps([asdict(line) for line in lines], indent=1))
     rules = list(next((line.agrees() for line in lines if line.agrees()), {}))
     rows = [
         {
@@ -238,22 +211,16 @@ def _table(rows: list[dict[str, str]]) -> None:
     Console(width=1_000, **PLAIN).print(table)
 
 
-FolderOption = Annotated[
-    Path, typer.Option("--results", exists=True, file_okay=False, help="The folder of the suites' folders.")
-]
-
-
 @app.command(name="verdicts")
 @_refusing(RecordDamaged)
 def verdicts_(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a claim and reading.")] = False,
-    results: FolderOption = RESULTS,
+    results: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Has the suites' folders.")] = RESULTS,
 ):
     """The verdicts on the paper's claims, as it ran them, at equal compute, and trained otherwise."""
     judged = verdicts.judge(verdicts.Evidence.read(results))
     if as_json:
-        print(json.dumps([v.to_dict() for v in judged], indent=1))
-        return
+        return print(json.dumps([v.to_dict() for v in judged], indent=1))
     rows = [
         {
             "claim": v.claim,
@@ -279,11 +246,7 @@ def verdicts_(
 
 @app.command()
 @_refusing(RecordDamaged, CorpusUnavailable, CorpusDamaged, ValueError)
-def scoreboard(
-    readme: Annotated[
-        bool, typer.Option(help="Write it into README.md and book/intro.md here, its figures into book/assets.")
-    ] = False,
-):
+def scoreboard(readme: Annotated[bool, typer.Option(help="Write README.md, book/intro.md and assets.")] = False):
     """The first screen of README and book: what was found, in numbers from the records."""
     if not Path("book/assets/first-screen.md").is_file():
         raise _refuse(f"{Path.cwd()} is not the book's repository: it needs a book/assets/first-screen.md")
@@ -298,9 +261,7 @@ def scoreboard(
 
 @app.command()
 @_refusing(CorpusUnavailable, CorpusDamaged)
-def weights(
-    folder: Annotated[Path, typer.Option(file_okay=False, help="Where they are written.")] = RESULTS / "weights",
-):
+def weights(folder: Annotated[Path, typer.Option(file_okay=False, help="Where they go.")] = RESULTS / "weights"):
     """Train the networks whose weights the book shows, where there are none yet (half an hour): float16 safetensors."""
     corpus = load_corpus("tiny_shakespeare")
     for name, experiment in studies.published().items():
@@ -372,13 +333,10 @@ def best(
         "experiment": records[0].experiment.spec(),
     }
     if as_json:
-        print(json.dumps(row))
-        return
+        return print(json.dumps(row))
     spec = row.pop("experiment")
     _table([{name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}])
-    out.print(
-        "Mean test NLL in nats a character: on the paper's windows, and on every eighth character of the whole split."
-    )
+    out.print("Mean test NLL, nats a character: on the paper's windows, and on every eighth character of the split.")
     print(json.dumps({part: spec[part] for part in ("model", "training")}, indent=1))
     if flops > 1.001 * recipes.BUDGETS[-1]:
         err.print(f"Of more than {recipes.BUDGETS[-1]:.0e} FLOPs no choice is on record.", highlight=False)
@@ -395,11 +353,7 @@ def try_(
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = min(2, os.cpu_count() or 1),
     seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
     keep: Annotated[
-        Path | None,
-        typer.Option(
-            dir_okay=False,
-            help="Where the mixture goes; default: FILE's name, here, with a number if that is taken.",
-        ),
+        Path | None, typer.Option(dir_okay=False, help="Where the mixture goes; default: here, named after FILE.")
     ] = None,
     read_on: Annotated[
         bool, typer.Option("--read-on", help="Test them once more, learning what they have read; takes longer.")
@@ -417,15 +371,13 @@ def try_(
         try:
             tryout.load(keep)
         except ValueError:
-            raise typer.BadParameter(
-                f"{keep} is there and is no model: name another file", param_hint="--keep"
-            ) from None
+            raise typer.BadParameter(f"{keep} is there and is no model: name another", param_hint="--keep") from None
     try:
         corpus = read_corpus(file, unit.value)
-        for split, count in corpus.unknown.items():
-            if count:
-                share = f"{count / len(getattr(corpus, split)):.2%}"
-                err.print(f"unknown {unit.value}s of {split}: {count:,} ({share})", highlight=False)
+        for split, lacking in corpus.unknown.items():
+            if lacking:
+                share = f"{lacking / len(getattr(corpus, split)):.2%}"
+                err.print(f"unknown {unit.value}s of {split}: {lacking:,} ({share})", highlight=False)
         seconds = None if flops is not None else 60 * (2 if minutes is None else minutes)
         say = partial(err.print, style="dim")
         found = tryout.attempt(corpus, seconds, flops, workers, seed, say, read_on)
@@ -433,7 +385,9 @@ def try_(
         raise _refuse(error) from None
     except BrokenExecutor as error:
         raise _refuse(f"{_LOST} ({error}): free some, or try with --workers 1") from None
-    keep, refused = keep or _free(f"{file.stem}.safetensors"), None
+    names = chain([file.stem], (f"{file.stem}-{n}" for n in count(2)))
+    keep = keep or next(path for name in names if not (path := Path(f"{name}.safetensors")).exists())
+    refused = None
     try:  # before the rows, since whoever reads them may have seen enough
         tryout.keep(keep, found.mixture, found.experiment, corpus.vocabulary)
     except NotWritten as error:
@@ -459,14 +413,6 @@ def try_(
         f"  {command} generate {kept} -n 200\nand score another text:\n  {command} score {kept} TEXT"
     )
     print(say, file=sys.stderr if as_json else sys.stdout)
-
-
-def _free(name: str) -> Path:
-    """A path of that name here, or with the first number that no file has."""
-    path, n = Path(name), 1
-    while path.exists():
-        path, n = Path(name).with_stem(f"{Path(name).stem}-{n + 1}"), n + 1
-    return path
 
 
 def _harmless(text: str) -> str:
@@ -496,9 +442,7 @@ def _tried(row: dict[str, object], unit: str) -> dict[str, str]:
 @_refusing(OSError, ValueError)
 def generate(
     model: Annotated[Path, typer.Argument(dir_okay=False, help="A file that try has kept.")],
-    prompt: Annotated[
-        str | None, typer.Option(help="What comes before, the longer the better; default: a line's end, if known.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What comes before; default: a line's end, if known.")] = None,
     n: Annotated[int, typer.Option("-n", min=0, help="How many tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
@@ -529,8 +473,8 @@ def score(
 
     No test is a text that holds what the model was trained on: the first nine tenths of the one that was tried.
     """
-    kept = tryout.load(model)
-    network, vocabulary, mixture = kept
+    network, vocabulary, mixture = tryout.load(model)
+    called = {models.MLP: "MLP", Transformer: "transformer"}.get(type(network), "linear model")
     ids, unknown = known_ids(file, vocabulary)
     unit, context = vocabulary.unit, network.config.context
     if len(ids) <= context:
@@ -546,11 +490,10 @@ def score(
             "tokens": tokens,
             "unknown": lacking,
         }
-        for name, nll in zip((kept.name, f"{kept.name} and counting"), parts, strict=False)
+        for name, nll in zip((called, f"{called} and counting"), parts, strict=False)
     ]
     if as_json:
-        print(json.dumps(rows, indent=1))
-        return
+        return print(json.dumps(rows, indent=1))
     _table([{"model": row["model"], **_usual(row["nll"], unit)} for row in rows])
     out.print(f"Over {tokens:,} {unit}s.", highlight=False)
     if lacking:

@@ -15,7 +15,7 @@ from IPython.display import HTML, Markdown, display
 from torch import Tensor, nn
 
 from . import figures, paper, studies, verdicts
-from .checks import explain, integer
+from .checks import integer
 from .corpora import Corpus, CorpusUnavailable, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .frontier import SEEDS, Cells
@@ -316,6 +316,3 @@ def plus_minus(values: Iterable[float], digits: int = 3) -> str:
     values, digits = list(values), integer("digits", digits, 0, 100)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
-
-
-explain(globals())

@@ -11,8 +11,6 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, uint8
 
-from .checks import explain
-
 
 class NotWritten(OSError):
     """A file that could not be written, for want of room or of permission, say; what was there before is whole."""
@@ -116,6 +114,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
         return tensors, run, json.loads(history)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint of this package, or damaged ({error}); {_ANEW}") from error
-
-
-explain(globals())

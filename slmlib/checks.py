@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from os import PathLike
 from os.path import dirname
 from sysconfig import get_path
-from types import FunctionType, UnionType
+from types import FunctionType, ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -166,8 +166,7 @@ def explain(module: dict[str, Any]) -> None:
     """Let all that a module offers say what is wrong with its arguments where it fails over them.
 
     First what its signature says of them is held against them; where they are all of the right kind, they are all
-    named. Calls cost nothing for it: arguments are looked at after a failure alone. ``explain(globals())`` ends a
-    module.
+    named. Calls cost nothing for it: arguments are looked at after a failure alone.
 
     Raises:
         Unfit: from a function so treated, in place of the error that unfit arguments led to, which is its cause.
@@ -256,3 +255,15 @@ def _fits(kind: Any, value: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return not isinstance(kind, type) or kind in (Any, Parameter.empty) or isinstance(value, kind)
+
+
+class _Package(ModuleType):
+    """The package: it lets each of its modules explain itself as soon as that is loaded and becomes its attribute."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, ModuleType) and name not in ("checks", "cluster", "__main__"):
+            explain(vars(value))
+
+
+sys.modules[__package__].__class__ = _Package

@@ -161,10 +161,8 @@ def versions() -> dict[str, str]:
 def _compare(worker: str, its: dict[str, str], asked: dict[str, str]) -> None:
     found = [f"{name} {version}, and {asked[name]} asks" for name, version in its.items() if version != asked[name]]
     if found:
-        raise ClusterBroken(
-            f"worker {worker} has {'; '.join(found)}: install or set the same on both, and the same command goes on "
-            "from here"
-        )
+        what = "install or set the same on both, and the same command goes on from here"
+        raise ClusterBroken(f"worker {worker} has {'; '.join(found)}: {what}")
 
 
 class _Enough(Exception):
@@ -172,13 +170,7 @@ class _Enough(Exception):
 
 
 def _part(
-    experiment: Experiment,
-    device: str,
-    checkpoint: bytes,
-    losses: bool,
-    keep: bool,
-    seconds: float,
-    asked: dict[str, str],
+    experiment: Experiment, device: str, checkpoint: bytes, losses: bool, keep: bool, seconds: float, asked: dict
 ) -> tuple[Record | None, Losses | None, bytes]:
     """On a worker: the record, with what is kept beside it, or the checkpoint to go on from."""
     from distributed import get_worker
@@ -218,10 +210,9 @@ def local(workers: int = 2, port: int = 0, dashboard: int = 0) -> Iterator[str]:
     """
     distributed = _distributed()
     where = {"host": "127.0.0.1", "scheduler_port": port, "dashboard_address": f"127.0.0.1:{dashboard}"}
+    how = {"threads_per_worker": 1, "silence_logs": logging.CRITICAL}
     try:
-        cluster = distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, silence_logs=logging.CRITICAL, **where
-        )
+        cluster = distributed.LocalCluster(n_workers=workers, **where, **how)
     except RuntimeError as error:
         raise ClusterBroken(f"no cluster can be started: port {port} is taken, perhaps ({error})") from None
     with cluster:

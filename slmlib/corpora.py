@@ -7,18 +7,17 @@ import errno
 import hashlib
 import importlib
 import os
-import queue
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.request import build_opener
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checks import choice, explain, integer, plain, short, token_ids
+from .checks import choice, integer, plain, short, token_ids
 
 _GITHUB = "https://raw.githubusercontent.com/"
 _CHAR_RNN = _GITHUB + "karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/"
@@ -73,13 +72,10 @@ class Vocabulary:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(self.tokens)})
         for i, token in enumerate(self.tokens):
-            one = isinstance(token, str) and (len(token) == 1 if self.unit == "character" else token.split() == [token])
-            if not one:
+            if not isinstance(token, str) or [token] != (list(token) if self.unit == "character" else token.split()):
                 raise ValueError(f"Vocabulary.tokens must each be one {self.unit}, got {token!r} at position {i}")
             if self._ids[token] != i:
-                raise ValueError(
-                    f"Vocabulary.tokens must differ, got {token!r} at positions {i} and {self._ids[token]}"
-                )
+                raise ValueError(f"Vocabulary.tokens must differ: {token!r} at positions {i} and {self._ids[token]}")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -199,52 +195,38 @@ def _download(url: str, output: str, _pooch: object) -> None:
 
     A thread reads: a server that sends its headers a byte at a time would hold it for ever, and is left to it.
     """
-    came, began, left = queue.SimpleQueue(), time.monotonic(), threading.Event()
+    done, began, size, so_far = Future(), time.monotonic(), None, 0
 
     def read():
+        nonlocal size, so_far
         try:
             with build_opener().open(url, timeout=20) as reply:  # urlopen would keep the proxies of its first call
                 if url.startswith("https:") and not reply.url.startswith("https:"):
                     raise OSError(f"it leads to {reply.url}, which is not https")
-                came.put(reply.length)
-                while (piece := reply.read1(2**16)) and not left.is_set():  # what has come, not all of so many bytes
-                    came.put(piece)
-                came.put(b"")
+                size = reply.length
+                while piece := reply.read1(2**16):  # what has come, not all of so many bytes
+                    file.write(piece)  # which is closed where this was given up
+                    so_far += len(piece)
+                    if so_far > LARGEST:
+                        raise ValueError(f"more than {LARGEST} bytes came")
+            if size and so_far < size:
+                raise ConnectionError(f"the connection was closed after {so_far} of {size} bytes")
+            done.set_result(None)
         except Exception as error:
-            came.put(error)
+            done.set_exception(error)
 
-    def next_one(so_far: int) -> Any:
-        while True:
+    hidden, look = bool(os.environ.get("TQDM_DISABLE")), {"unit": "B", "unit_scale": True, "leave": False, "delay": 0.5}
+    with open(output, "wb") as file, tqdm(desc=url.rpartition("/")[2], disable=hidden, **look) as bar:
+        threading.Thread(target=read, daemon=True).start()
+        while not done.done():
+            wait([done], 0.1)
+            if size and not bar.total:
+                bar.reset(size)
+            bar.update(so_far - bar.n)
             took = time.monotonic() - began
             if took > PATIENCE and so_far < SLOWEST * took:
-                raise TimeoutError(
-                    f"{so_far} bytes in {took:.0f} seconds; below {SLOWEST} bytes a second it is given up"
-                )
-            with suppress(queue.Empty):
-                one = came.get(timeout=0.1)
-                if isinstance(one, Exception):
-                    raise one
-                return one
-
-    threading.Thread(target=read, daemon=True).start()
-    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": bool(os.environ.get("TQDM_DISABLE"))}
-    try:
-        size, so_far = next_one(0), 0
-        with open(output, "wb") as file, tqdm(desc=url.rpartition("/")[2], total=size, **options) as bar:
-            while piece := next_one(so_far):
-                file.write(piece)
-                so_far += len(piece)
-                bar.update(len(piece))  # which a bar that TQDM_DISABLE turned off does not count
-                if so_far > LARGEST:
-                    raise ValueError(f"more than {LARGEST} bytes came")
-        if size and so_far < size:
-            raise ConnectionError(f"the connection was closed after {so_far} of {size} bytes")
-    finally:
-        left.set()
-
-
-def _read(file: str) -> str:
-    return fetch(file).read_text(encoding="utf-8")
+                raise TimeoutError(f"{so_far} bytes in {took:.0f} s; below {SLOWEST} bytes a second it is given up")
+    done.result()
 
 
 def _characters(name: str, splits: Sequence[str]) -> Corpus:
@@ -253,15 +235,15 @@ def _characters(name: str, splits: Sequence[str]) -> Corpus:
 
 
 def _tiny_shakespeare(name: str) -> Corpus:
-    text = _read("tiny_shakespeare/input.txt")
+    text = fetch("tiny_shakespeare/input.txt").read_text("utf-8")
     # The paper's cuts, 80/10/10 by character, with one newline dropped after train and after valid.
-    cuts = text[:892_117], text[892_118 : 892_118 + 111_669], text[-111_606:]
-    return _characters(name, cuts)
+    return _characters(name, (text[:892_117], text[892_118 : 892_118 + 111_669], text[-111_606:]))
 
 
 def _words(name: str) -> Corpus:
     folder, end = name.removesuffix("-eos"), " <eos> " if name.endswith("-eos") else "\n"
-    splits = [_read(f"{folder}/{split}.txt").replace("\n", end) for split in ("train", "valid", "test")]
+    files = [fetch(f"{folder}/{split}.txt") for split in ("train", "valid", "test")]
+    splits = [file.read_text("utf-8").replace("\n", end) for file in files]
     vocabulary = Vocabulary(tuple(sorted(set(splits[0].split()))), "word")
     return Corpus(name, *map(vocabulary.encode, splits), vocabulary)
 
@@ -277,9 +259,7 @@ def exact_name(name: str) -> str:
 
     All others, names with a digest too, are that already.
     """
-    if name != "python-docs":
-        return name
-    return f"{name}-{hashlib.sha256(_topics().encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(_topics().encode()).hexdigest()[:8]}" if name == "python-docs" else name
 
 
 def _python_docs(name: str) -> Corpus:
@@ -290,10 +270,7 @@ def _python_docs(name: str) -> Corpus:
 
 CORPORA: dict[str, Callable[[str], Corpus]] = {
     "tiny_shakespeare": _tiny_shakespeare,
-    "ptb": _words,
-    "wikitext-2": _words,
-    "ptb-eos": _words,
-    "wikitext-2-eos": _words,
+    **dict.fromkeys(("ptb", "wikitext-2", "ptb-eos", "wikitext-2-eos"), _words),
     "python-docs": _python_docs,
 }
 
@@ -407,6 +384,3 @@ def _text(path: Path) -> tuple[str, bytes]:
     if "\0" in text:
         raise ValueError(f"{plain(path)} is a binary file (a zero byte at position {data.index(0)}): give a text file")
     return text, data
-
-
-explain(globals())

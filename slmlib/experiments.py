@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from . import reading
 from .checkpoints import NotWritten, epochs_done, load_tensors, save_tensors, write_whole, writing
-from .checks import Checked, UnknownChoice, explain, short
+from .checks import Checked, UnknownChoice, short
 from .corpora import Corpus, exact_name, load_corpus
 from .flops import flops_per_window
 from .models import KINDS, Config, Transformer, build, changed, generate, n_parameters
@@ -584,12 +584,7 @@ def process_pool(workers: int) -> Iterator[Executor]:
 
 def _start_worker():
     torch.set_num_threads(1)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is a semaphore of the system's, which a worker that is killed would leave
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is killed would leave
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to its workers
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-explain(globals())

@@ -7,8 +7,9 @@ frames come from ipywidgets, live, and follow the reader's own prompt where ther
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
-from itertools import product
+from itertools import count, product
 from math import log10
 from pathlib import Path
 from statistics import fmean, median
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import paper, recipes, studies, tryout
-from .checks import explain
 from .corpora import Corpus, CorpusUnavailable, Vocabulary, load_corpus
 from .experiments import RESULTS, Experiment, Record, Store, trained
 from .flops import Ledger, Scored, as_text, forward_flops
@@ -33,19 +33,13 @@ from .windows import Evaluation, random_stream
 #: What a page has in its style sheet, for a widget.
 _STYLE = """<style>
 .explore .bar { background: #0069a8; display: block; height: 0.9em; min-width: 1px; }
-.explore .bars { width: 40em; max-width: 100%; }
-.explore .bars td:nth-child(2) { width: 65%; }
-.explore .bars th { font-weight: normal; text-align: left; }
+.explore .bars { width: 40em; max-width: 100%; } .explore .bars td:nth-child(2) { width: 65%; }
+.explore .bars th { font-weight: normal; text-align: left; } .explore .looked { font-family: monospace; }
 .explore .side { display: grid; grid-template-columns: repeat(auto-fill, minmax(13em, 1fr)); }
-.explore .looked { font-family: monospace; }
-.explore .looked span { background: rgb(0 105 168 / calc(var(--w) * 0.85)); }
-.explore .looked .here { outline: 2px solid; }
-.explore svg { max-width: 30em; }
-.explore svg text { fill: currentColor; font-size: 12px; }
-.explore polyline { fill: none; stroke: #c24e00; stroke-width: 2; }
-.explore polyline.line0 { stroke: #0069a8; }
-.explore svg path { stroke: currentColor; }
-.explore svg .level { stroke-dasharray: 2 4; }
+.explore .looked span { background: rgb(0 105 168 / calc(var(--w) * 0.85)); } .explore .here { outline: 2px solid; }
+.explore svg { max-width: 30em; } .explore svg text { fill: currentColor; font-size: 12px; }
+.explore polyline { fill: none; stroke: #c24e00; stroke-width: 2; } .explore polyline.line0 { stroke: #0069a8; }
+.explore svg path { stroke: currentColor; } .explore svg .level { stroke-dasharray: 2 4; }
 </style>"""
 
 
@@ -60,44 +54,30 @@ class Control(NamedTuple):
 
 @dataclass
 class Explorer:
-    """Controls and the frame, as HTML, of where they stand; shown as the last line of a cell.
+    """Controls and the frame, as HTML, of where they stand; shown as the last line of a cell."""
 
-    Args:
-        name: of ``data-explorer``.
-        caption: what there is to be seen, in words: it stands below.
-        controls: in the order of ``frame``'s arguments.
-        frame: the number of each control's option -> HTML. With ``own``, also what the reader typed.
-        own: the label of a text field that a kernel adds; None for none.
-        data: what the page's script draws from where frames for all options would be too many.
-        more: HTML below the frame that a script of its own knows.
-    """
-
-    name: str
-    caption: str
-    controls: Sequence[Control]
-    frame: Callable[..., str]
-    own: str | None = None
-    data: Any = None
-    more: str = ""
+    name: str  # of ``data-explorer``
+    caption: str  # what there is to be seen, in words: it stands below
+    controls: Sequence[Control]  # in the order of ``frame``'s arguments
+    frame: Callable[..., str]  # the number of each control's option -> HTML; with ``own``, also what the reader typed
+    own: str | None = None  # the label of a text field that a kernel adds
+    data: Any = None  # what the page's script draws from where frames for all options would be too many
+    more: str = ""  # HTML below the frame that a script of its own knows
 
     def page(self) -> str:
         """The HTML for a page without a kernel: the first frame, and the others as inert templates."""
-        at = tuple(control.start for control in self.controls)
-        every = [] if self.data is not None else product(*(range(len(c.options)) for c in self.controls))
-        frames = {where: self.frame(*where) for where in every}
-        templates = "".join(
-            f'<template data-at="{",".join(map(str, where))}">{html}</template>' for where, html in frames.items()
-        )
-        first = frames[at] if frames else self.frame(*at)
-        data = ""
-        if self.data is not None:
+        if self.data is None:
+            every = product(*(range(len(control.options)) for control in self.controls))
+            more = "".join(f'<template data-at="{",".join(map(str, at))}">{self.frame(*at)}</template>' for at in every)
+        else:
             text = json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-            data = f'<script type="application/json">{text}</script>'
+            more = f'<script type="application/json">{text}</script>'
+        first = self.frame(*(control.start for control in self.controls))
         return (
             f'<div class="explore" data-explorer="{escape(self.name)}" role="group" '
             f'aria-label="{escape(self.caption)}">'
             f'<div class="controls" hidden>{"".join(map(_control, self.controls))}</div>'
-            f'<div class="frame mathjax_ignore" aria-live="polite">{first}</div>{templates}{data}{self.more}'
+            f'<div class="frame mathjax_ignore" aria-live="polite">{first}</div>{more}{self.more}'
             f'<p class="caption">{escape(self.caption)}</p></div>'
         )
 
@@ -118,11 +98,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         live = {"version_major": 2, "version_minor": 0, "model_id": self.widget().model_id}
-        return {
-            "text/plain": self.caption,
-            "text/html": self.page(),
-            "application/vnd.jupyter.widget-view+json": live,
-        }
+        return {"text/plain": self.caption, "text/html": self.page(), "application/vnd.jupyter.widget-view+json": live}
 
 
 def _control(control: Control) -> str:
@@ -146,24 +122,18 @@ def _control(control: Control) -> str:
 def _widget(control: Control) -> tuple[ipywidgets.Widget, ipywidgets.Widget]:
     """What holds the value, and what is shown of it."""
     options = [(text, i) for i, text in enumerate(control.options)]
-    look = {"style": {"description_width": "initial"}, "layout": {"width": "32em"}}
-    if control.kind == "list":
-        box = ipywidgets.Dropdown(description=control.label, options=options, value=control.start, **look)
-        return box, box
     if control.kind == "draw":
-        button, count = ipywidgets.Button(description=control.label, layout={"width": "auto"}), ipywidgets.IntText()
-
-        def go_on(_: object):
-            count.value = (count.value + 1) % len(options)
-
-        button.on_click(go_on)
-        return count, button
-    slider = ipywidgets.SelectionSlider(description=control.label, options=options, value=control.start, **look)
+        button, drawn = ipywidgets.Button(description=control.label, layout={"width": "auto"}), ipywidgets.IntText()
+        button.on_click(lambda _: drawn.set_trait("value", (drawn.value + 1) % len(options)))
+        return drawn, button
+    kind = ipywidgets.Dropdown if control.kind == "list" else ipywidgets.SelectionSlider
+    look = {"style": {"description_width": "initial"}, "layout": {"width": "32em"}}
+    box = kind(description=control.label, options=options, value=control.start, **look)
     if control.kind != "play":
-        return slider, slider
+        return box, box
     play = ipywidgets.Play(value=control.start, min=0, max=len(options) - 1, interval=700)
-    ipywidgets.jslink((play, "value"), (slider, "index"))
-    return slider, ipywidgets.HBox([play, slider])
+    ipywidgets.jslink((play, "value"), (box, "index"))
+    return box, ipywidgets.HBox([play, box])
 
 
 def _shown(text: str) -> str:
@@ -193,37 +163,28 @@ def _likeliest(p: Tensor, vocabulary: Vocabulary, n: int) -> str:
 
 
 def _chart(
-    lines: Mapping[str, Mapping[float, float]],
-    at: float,
-    xlabel: str,
-    level: tuple[str, float] | None = None,
-    logarithmic: bool = True,
+    lines: Mapping[str, Mapping[float, float]], at: float, xlabel: str, levels: Mapping[str, float], scale=log10
 ) -> str:
     """Lines over x with a mark at one x, as SVG that is legible at 340 pixels."""
-    scale = log10 if logarithmic else float
     xs = [scale(x) for line in lines.values() for x in line]
-    ys = [y for line in lines.values() for y in line.values()] + ([level[1]] if level else [])
+    ys = [*levels.values(), *(y for line in lines.values() for y in line.values())]
     left, right, bottom, top = min(xs), max(xs), min(ys) - 0.03, max(ys) + 0.03
 
-    def place(x: float, y: float) -> str:
-        return f"{42 + 250 * (scale(x) - left) / (right - left):.1f},{150 - 135 * (y - bottom) / (top - bottom):.1f}"
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 42 + 250 * (scale(x) - left) / (right - left), 150 - 135 * (y - bottom) / (top - bottom)
 
-    parts = []
+    def text(x: float, y: float, said: str) -> str:
+        return f'<text x="{x:.0f}" y="{y + 4:.0f}">{escape(said)}</text>'
+
+    parts = [text(4, place(at, y)[1], f"{y:.2f}") for y in (bottom + 0.03, top - 0.03)] + [text(42, 164, xlabel)]
     for k, (name, line) in enumerate(lines.items()):
-        points = " ".join(place(x, y) for x, y in sorted(line.items()))
-        x, y = place(*max(line.items())).split(",")
-        parts.append(f'<polyline class="line{k}" points="{points}"/>')
-        parts.append(f'<text x="{float(x) + 4:.0f}" y="{float(y) + 4:.0f}">{escape(name)}</text>')
-    if level:
-        x, y = place(10**left if logarithmic else left, level[1]).split(",")
-        parts.append(
-            f'<path class="level" d="M{x},{y}H292"/><text x="{x}" y="{float(y) - 4:.1f}">{escape(level[0])}</text>'
-        )
-    x, _ = place(at, bottom).split(",")
-    parts.append(f'<path class="mark" d="M{x},12V150"/>')
-    for y in (bottom + 0.03, top - 0.03):
-        parts.append(f'<text x="4" y="{float(place(at, y).split(",")[1]) + 4:.0f}">{y:.2f}</text>')
-    parts.append(f'<text x="42" y="168">{escape(xlabel)}</text>')
+        points = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in sorted(line.items()))
+        x, y = place(*max(line.items()))
+        parts += [f'<polyline class="line{k}" points="{points}"/>', text(x + 4, y, name)]
+    for name, level in levels.items():
+        y = place(at, level)[1]
+        parts += [f'<path class="level" d="M42,{y:.1f}H292"/>', text(42, y - 8, name)]
+    parts.append(f'<path class="mark" d="M{place(at, bottom)[0]:.1f},12V150"/>')
     return f'<svg viewBox="0 0 370 172" role="img" aria-label="{escape(xlabel)}">{"".join(parts)}</svg>'
 
 
@@ -234,44 +195,36 @@ def budget(found: Mapping[Experiment, Record] | None = None) -> Explorer:
     """What a budget buys: the model that validation chose, its loss beside counting's, its size, a sample."""
     found = recipes.published() if found is None else found
     runs, kept = recipes.runs(found), Store(RESULTS / "together", keeps_losses=True)
-    able = [*runs.values()]
-    for architecture in recipes.ALONE:
-        alone = recipes.without_muon(architecture, found)[0].values()
-        able += [[found[e] for e in of] for of in alone if all(e in found for e in of)]
-    budgets = [b for b in recipes.BUDGETS if any(b == at for _, at in runs)]
-
-    def chosen(flops: float, ledger: int) -> list[Record]:
-        """What validation prefers of all that costs no more, by the ledger."""
-        cost = recipes.with_optimiser if ledger else lambda record: record.flops["counted"]
-        return min((of for of in able if cost(of[0]) <= 1.001 * flops), key=recipes.validation)
-
+    alone = [of for architecture in recipes.ALONE for of in recipes.without_muon(architecture, found)[0].values()]
+    able = [*runs.values(), *([found[e] for e in of] for of in alone if all(e in found for e in of))]
+    budgets = sorted({budget for _, budget in runs})
     lines = {
         label: {b: fmean(r.test_nll_whole for r in records) for (a, b), records in runs.items() if a == architecture}
         for architecture, label in (("mlp", "MLP"), ("blocks", "transformer"))
     }
-    counting, of_paper = _counting_loss(), paper.records(Store(RESULTS / "paper"))["Transformer"].values()
-    papers = fmean(r.test_nll_whole for r in of_paper)
-    level = ("counting", counting) if counting else None
+    papers = fmean(r.test_nll_whole for r in paper.records(Store(RESULTS / "paper"))["Transformer"].values())
+    counting = _counting_loss()
+    levels = {"counting": counting} if counting else {}
 
     def frame(i: int, ledger: int, own: str | None = None) -> str:
         if own:
             return _own_budget(own, found)
-        records = chosen(budgets[i], ledger)
+        cost = recipes.with_optimiser if ledger else lambda record: record.flops["counted"]
+        records = min((of for of in able if cost(of[0]) <= 1.001 * budgets[i]), key=recipes.validation)
         record, loss = records[0], fmean(r.test_nll_whole for r in records)
         seconds = median(r.seconds["training"] for r in records)
-        cost = recipes.with_optimiser(record) if ledger else record.flops["counted"]
         beside = {"this model": loss, "counting, order 7": counting, "the paper's transformer": papers}
         bars = [(name, nll, f"{nll:.2f}") for name, nll in beside.items() if nll]
         written = ""
-        if kept.get(record.experiment) is not None:
-            _, text = kept.losses(record.experiment)
-            written = f"<p>It writes, after some lines of the test text:</p><pre>{escape(text)}</pre>"
+        if record.experiment in kept:
+            text = escape(kept.losses(record.experiment)[1])
+            written = f"<p>It writes, after some lines of the test text:</p><pre>{text}</pre>"
         return (
-            f"<p>{as_text(cost)} FLOPs{', Muon’s products among them' if ledger else ''}, "
+            f"<p>{as_text(cost(record))} FLOPs{', Muon’s products among them' if ledger else ''}, "
             f"{_clock(seconds)} on one core of our machine: train {_described(record.experiment)}, "
             f"{record.parameters:,} parameters.</p>"
             f"{_bars(bars)}<p>Nats a character of the whole test split: shorter is better.</p>"
-            f"{_chart(lines, budgets[i], 'FLOPs of training', level)}{written}"
+            f"{_chart(lines, budgets[i], 'FLOPs of training', levels)}{written}"
         )
 
     return Explorer(
@@ -471,29 +424,23 @@ def learning(
     model = build(config, len(corpus.vocabulary), seed=seed)
     steps = training.steps_per_epoch * training.epochs
     looks = sorted({*(n for n in (0, 10, 30, 100, 300, 1_000, 3_000, 10_000) if n < steps), steps})
-    seen, losses, texts, done = training.validation, {}, [], 0
+    losses, texts, done = {}, [], count()
 
     def look():
-        losses[float(done)] = evaluate(model, corpus.valid, seen)
-        prompt = corpus.test[: config.context + 100]
-        ids = generate(model, prompt, 240, 0.8, random_stream(seed, "text"))
-        texts.append(corpus.vocabulary.decode(ids[len(prompt) :]))
-
-    def each_step():
-        nonlocal done
-        done += 1
-        if done in looks:
-            look()
+        if (step := next(done)) in looks:
+            losses[float(step)] = evaluate(model, corpus.valid, training.validation)
+            prompt = corpus.test[: config.context + 100]
+            ids = generate(model, prompt, 240, 0.8, random_stream(seed, "text"))
+            texts.append(corpus.vocabulary.decode(ids[len(prompt) :]))
 
     look()
-    run = Run(model, training, seed)
-    epochs(run, corpus, each_step, lambda: None)
+    epochs(Run(model, training, seed), corpus, look, lambda: None)
 
     def frame(i: int) -> str:
         step, loss = list(losses.items())[i]
         return (
             f"<p>After {step:,.0f} steps of {training.batch} windows: {loss:.2f} nats a character in validation.</p>"
-            f"<pre>{escape(texts[i])}</pre>{_chart({'': losses}, step, 'training step', logarithmic=False)}"
+            f"<pre>{escape(texts[i])}</pre>{_chart({'': losses}, step, 'training step', {}, float)}"
         )
 
     return Explorer(
@@ -507,23 +454,18 @@ def learning(
 def lottery(evidence: Evidence) -> Explorer:
     """One run of each, drawn at random: which side of a claim wins, and how often over all pairs of runs."""
     asked = [(verdict, one) for verdict in judge(evidence) if verdict.reading == "paper" for one in verdict.contrasts]
-    draws = 24
-    order = {
-        k: torch.randperm(len(one.values[0]) * len(one.values[1]), generator=random_stream(k, "draws")).tolist()
-        for k, (_, one) in enumerate(asked)
-    }
 
     def frame(k: int, draw: int) -> str:
         verdict, one = asked[k]
-        a, b = one.values
-        i, j = divmod(order[k][draw % len(order[k])], len(b))
-        pairs = [x > y for x in a for y in b]
-        wins = "for the claim" if a[i] > b[j] else "against it"
+        pairs = [*product(*one.values)]
+        order = torch.randperm(len(pairs), generator=random_stream(k, "draws")).tolist()
+        a, b = pairs[order[draw % len(pairs)]]
         return (
             f"<p>{verdict.claim}, <em>{escape(CLAIMS[verdict.claim])}</em>: {escape(one.says)}, above zero if it is "
-            f"true. One run of each: {a[i]:.3f} − {b[j]:.3f} = <strong>{a[i] - b[j]:+.3f}</strong>, {wins}.</p>"
-            f"<p>Over all {len(pairs)} pairs of runs {sum(pairs)} speak for it; by all seeds together, "
-            f"<strong>{verdict.verdict}</strong>.</p>"
+            f"true. One run of each: {a:.3f} − {b:.3f} = <strong>{a - b:+.3f}</strong>, "
+            f"{'for the claim' if a > b else 'against it'}.</p>"
+            f"<p>Over all {len(pairs)} pairs of runs {sum(x > y for x, y in pairs)} speak for it; by all seeds "
+            f"together, <strong>{verdict.verdict}</strong>.</p>"
         )
 
     return Explorer(
@@ -531,7 +473,7 @@ def lottery(evidence: Evidence) -> Explorer:
         "Single runs are one draw. Where their spread is as large as the gap, the next draw may say the opposite.",
         [
             Control("Claim", [f"{v.claim}: {one.says}" for v, one in asked], 0, "list"),
-            Control("Draw one run of each", [str(i) for i in range(draws)], 0, "draw"),
+            Control("Draw one run of each", [str(i) for i in range(24)], 0, "draw"),
         ],
         frame,
     )
@@ -566,12 +508,9 @@ def models(folder: Path = RESULTS / "weights") -> Explorer:
         text = "".join(c for c in own or _PROMPT if c in vocabulary.tokens) or _PROMPT
         ids, stream = vocabulary.encode(text), random_stream(0, "text")
         tables = [f"<div><p>{name}</p>{_likeliest(expects(name, ids), vocabulary, 5)}</div>" for name in names]
-        if i:
-            model = networks[names[i]]
-            cache = isinstance(model, Transformer)
-            new = generate(model, ids, 200, temperatures[t], stream, cache=cache)[len(ids) :]
-        else:
-            new = counts.generate(ids, 200, stream, temperatures[t])[len(ids) :]
+        model = networks.get(names[i])
+        write = partial(generate, model, cache=isinstance(model, Transformer)) if model else counts.generate
+        new = write(ids, 200, temperature=temperatures[t], generator=stream)[len(ids) :]
         return (
             f'<p>After <code>{_visible(text[-40:])}</code> they expect:</p><div class="side">{"".join(tables)}</div>'
             f"<p>{names[i]} goes on:</p><pre>{escape(text + vocabulary.decode(new))}</pre>"
@@ -600,6 +539,3 @@ def published(folder: Path) -> tuple[dict[str, nn.Module], KneserNey, Vocabulary
     vocabulary = next(iter(loaded.values())).vocabulary
     counts = KneserNey(5, len(vocabulary)).fit(load_corpus("tiny_shakespeare").train)
     return {name: kept.network for name, kept in loaded.items()}, counts, vocabulary
-
-
-explain(globals())

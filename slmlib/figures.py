@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
-from .checks import explain
 from .stats import Estimate, Lowest, paired
 from .training import History
 
@@ -316,6 +315,3 @@ def attention_rows(weights: Tensor, names: Sequence[str]) -> Figure:
         ax.tick_params(length=0)
     fig.supxlabel("position, counted back from the last")
     return fig
-
-
-explain(globals())

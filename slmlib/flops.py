@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .checks import choice, explain
-from .models import (
-    Config,
-    LinearConfig,
-    MLPConfig,
-    Transformer,
-    TransformerConfig,
-    build,
-    hidden_matrices,
-    n_parameters,
-)
+from . import models
+from .checks import choice
+from .models import Config, LinearConfig, MLPConfig, Transformer, TransformerConfig, build, hidden_matrices
 
 Ledger = Literal["paper", "written", "needed", "absorbed"]
 Scored = Literal["last", "every"]
@@ -67,7 +59,7 @@ def forward_flops(
     V, T, C = vocab_size, config.context, config.d_model
     if ledger == "paper":
         with torch.device("meta"):  # shapes without numbers
-            return {"2 · parameters · T": 2 * n_parameters(build(config, V)).total * T}
+            return {"2 · parameters · T": 2 * models.n_parameters(build(config, V)).total * T}
     if type(config) is LinearConfig:
         return {"head": 2 * T * C * V}
     if type(config) is MLPConfig:
@@ -146,6 +138,3 @@ def as_text(flops: float) -> str:
     digits, exponent = f"{flops:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return power if float(digits) == 1 else f"{float(digits):g}\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}{power}"
-
-
-explain(globals())

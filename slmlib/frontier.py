@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from . import paper
-from .checks import each_seed, explain
+from .checks import each_seed
 from .experiments import Experiment, Record
 from .flops import Ledger, Scored, flops_per_window
 from .models import Config, LinearConfig, MLPConfig
@@ -84,29 +84,11 @@ def at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
 @cache  # the search asks for the same ones again and again
 def _at_cost(family: str, budget: float, rate: float, seed: int) -> Experiment:
     epoch, of_family = 1e11 if budget <= 1e12 else 1e12, FAMILIES[family]
-    training = TrainingConfig(
-        epochs=round(budget / epoch),
-        windows_per_epoch=round(epoch / of_family.flops()),
-        eval_windows=None,  # neighbouring windows are alike, and one scene need not want the rate that another does
-        eval_stride=64,
-        eval_from=128,
-        learning_rate=rate,
-        scored=of_family.scored,
-    )
+    # All windows: neighbouring ones are alike, and one scene need not want the rate that another does.
+    looks = {"eval_windows": None, "eval_stride": 64, "eval_from": 128}
+    epochs, windows = round(budget / epoch), round(epoch / of_family.flops())
+    training = TrainingConfig(epochs, windows, learning_rate=rate, scored=of_family.scored, **looks)
     return Experiment("tiny_shakespeare", of_family.model, training, seed)
-
-
-def _highest(family: str, budget: float, below: int) -> int:
-    """How high rates may be tried, given where the best of the budget below stands in ``RATES``.
-
-    Up to 1e12 FLOPs as high as there are. As no family's best rate rose there, dearer budgets go no higher than that of
-    the one below; but one step where the best MLP or the best attention is chosen from, contexts up to 16 at 3e12 and
-    1e13.
-    """
-    if budget <= 1e12:
-        return len(RATES) - 1
-    decides = FAMILIES[family].architecture in ("MLP", *ATTENTION) and FAMILIES[family].context <= 16
-    return min(below + (decides and budget <= 1e13), len(RATES) - 1)
 
 
 def rates_tried(family: str, budget: float, found: Found) -> list[float]:
@@ -114,15 +96,18 @@ def rates_tried(family: str, budget: float, found: Found) -> list[float]:
 
     At the smallest budget all of ``RATES``. At the next ones the best of the budget below and its neighbours (above
     1e12 the lower one), then one more on a side for as long as the best is at that end. None before the budget below is
-    settled.
+    settled. As no family's best rate rises up to 1e12, dearer budgets go no higher than the best of the one below; but
+    one step where the best MLP or the best attention is chosen from, contexts up to 16 at 3e12 and 1e13.
     """
     i = BUDGETS.index(budget)
     if i == 0:
         return list(RATES)
     if (below := best_rate(family, BUDGETS[i - 1], found)) is None:
         return []
-    at = RATES.index(below)
-    most = _highest(family, budget, at)
+    at, most, of_family = RATES.index(below), len(RATES) - 1, FAMILIES[family]
+    if budget > 1e12:
+        decides = of_family.architecture in ("MLP", *ATTENTION) and of_family.context <= 16 and budget <= 1e13
+        most = min(at + decides, most)
     low, high = max(0, at - 1), min(most, at + (budget <= 1e12))
     while True:
         tried = RATES[low : high + 1]
@@ -315,6 +300,3 @@ def law(there: Cells, architecture: str) -> PowerLaw:
     variance = sum(np.var(there[f.name, b].losses, ddof=1) for f in families for b in budgets)
     error = np.full(len(budgets), (variance / len(families) / len(budgets) / SEEDS) ** 0.5)
     return power_law(np.array(budgets), np.array([cell.loss for cell in chosen]), error, free)
-
-
-explain(globals())

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import explain
 from .corpora import Corpus
 from .ngrams import KneserNey, next_of_each, of_orders
 from .training import TrainingConfig, token_nll
@@ -170,6 +169,3 @@ class Mixture:
         alone = token_nll(self.network, ids, evaluation)
         known = Counted(*(evaluation.of(values, T) for values in of_counts(self.counts, ids)))
         return alone, self.gate.nll(known.features, known.beside(alone))
-
-
-explain(globals())

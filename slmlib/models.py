@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import Checked, Unfit, explain, integer, number, short, token_ids
+from .checks import Checked, Unfit, integer, number, short, token_ids
 from .speed import Dropout, building, look_up
 from .windows import random_stream
 
@@ -74,13 +74,9 @@ class TransformerConfig(Config):
             if (before := getattr(self, name)) >= self.context:
                 got = f"{name}={before}, context={self.context}"
                 raise ValueError(f"TransformerConfig.{name} must be below context, got {got}")
-        if self.positions == "rope" and self.head_width % 2:
-            width = f"{self.d_model} / {self.heads} = {self.head_width}"
-            raise ValueError(f"TransformerConfig.positions='rope' needs an even d_model / heads, got {width}")
-
-    @property
-    def head_width(self) -> int:
-        return self.d_model // self.heads
+        if self.positions == "rope" and self.d_model // self.heads % 2:
+            got = f"{self.d_model} / {self.heads} = {self.d_model // self.heads}"
+            raise ValueError(f"TransformerConfig.positions='rope' needs an even d_model / heads, got {got}")
 
 
 def changed(config: object) -> dict[str, Any]:
@@ -196,7 +192,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(config.dropout if config.dropout_site == "attention" else 0.0)
         self.qkv = nn.Linear(C, 3 * C)
         self.out = nn.Linear(C, C)
-        self.rotary = Rotary(config.head_width, config.context) if config.positions == "rope" else None
+        self.rotary = Rotary(C // config.heads, config.context) if config.positions == "rope" else None
         self.qk_norm = config.qk_norm
         if config.qkv_init == "xavier":
             nn.init.xavier_uniform_(self.qkv.weight)
@@ -533,6 +529,3 @@ def _growing(model: Transformer, begin: int) -> Callable[[Tensor], Tensor]:
         return model.extend(ids[first:][None], pasts)
 
     return see
-
-
-explain(globals())

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import explain, integer, number, token_ids
+from .checks import integer, number, token_ids
 
 
 class _Level(NamedTuple):
@@ -273,6 +273,3 @@ def _find(keys: np.ndarray, shorter: np.ndarray, first: np.ndarray, vocab_size: 
     wanted = shorter * vocab_size + first
     at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     return at, (keys[at] == wanted) & (shorter >= 0)
-
-
-explain(globals())

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from .checks import MOST_SEEDS, each_seed, explain, integer, short
+from .checks import MOST_SEEDS, each_seed, integer, short
 from .experiments import Experiment, Record, Store
 from .models import Config, LinearConfig, MLPConfig, TransformerConfig
 from .stats import prediction_half
@@ -133,10 +133,8 @@ def records(store: Store, seeds: int | None = None) -> dict[str, dict[int, Recor
     Of the first so many seeds; if None of as many as the book publishes, so that a verdict does not depend on when
     one stops.
     """
-    return {
-        r.label: {s: record for s in each_seed(seeds or r.seeds) if (record := store.get(r.experiment(s)))}
-        for r in RUNS
-    }
+    asked = {run.label: {s: run.experiment(s) for s in each_seed(seeds or run.seeds)} for run in RUNS}
+    return {label: {s: r for s, e in of.items() if (r := store.get(e))} for label, of in asked.items()}
 
 
 def differences(found: Records) -> dict[str, list[float]]:
@@ -192,6 +190,3 @@ def status(found: Records) -> list[Status]:
         ours = mean(losses) if of else None, stdev(losses) if len(of) > 1 else None, mean(whole) if of else None
         lines.append(Status(r.label, r.group, len(of), r.seeds, *ours, r.test_nll))
     return lines
-
-
-explain(globals())

@@ -10,7 +10,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from .checks import explain, number
+from .checks import number
 from .corpora import Corpus
 from .mixing import ORDERS, Counted, of_counts
 from .models import n_parameters
@@ -89,10 +89,7 @@ def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str,
     orders, V = ORDERS[corpus.vocabulary.unit], len(corpus.vocabulary)
     before = max(orders)  # so many tokens are looked back at
     there = {}
-    for name, ids, look in (
-        ("valid", corpus.valid, training.validation),
-        ("whole", corpus.test, training.whole_test),
-    ):
+    for name, ids, look in (("valid", corpus.valid, training.validation), ("whole", corpus.test, training.whole_test)):
         start, pieces = look.scored(len(ids), context).start, [*parts(look, len(ids), context)]
         known = [len(corpus.train) + begin - start for begin, *_ in pieces]
         models = of_beginnings(orders, V, torch.cat((corpus.train, ids[start:])), known)
@@ -102,6 +99,3 @@ def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str,
         ]
         there[name] = Counted(*map(torch.cat, zip(*of, strict=True)))
     return there
-
-
-explain(globals())

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import choice, each_seed, explain
+from .checks import choice, each_seed
 from .corpora import Corpus
 from .experiments import RESULTS, Experiment, Record, Store
 from .flops import Scored, flops_per_window, muon_flops
@@ -180,23 +180,14 @@ def search(architecture: str, found: Found) -> Iterator[tuple[float, Point | Non
 
 def descend(
     of: Callable[[Point], Experiment],
-    ladders: Mapping[str, tuple],
-    point: Point,
+    ladders: Mapping[str, tuple],  # by setting, in the order in which they move, the values that it may have
+    point: Point,  # where it begins
     found: Found,
     asked: list[Experiment],
-    rounds: int,
-    once: bool = False,
+    rounds: int,  # how often it goes through all settings at most
+    once: bool = False,  # each setting moves by one step at most
 ) -> Point | None:
-    """Where coordinate descent on validation ends, None while that is not known; it adds to what is asked.
-
-    Args:
-        of: the experiment of a point.
-        ladders: by setting, in the order in which they move, the values that it may have.
-        point: where it begins.
-        found, asked: the records that there are; the runs that were asked for.
-        rounds: how often it goes through all settings at most.
-        once: each setting moves by one step at most.
-    """
+    """Where coordinate descent on validation ends, None while that is not known; it adds to what is asked."""
     for _ in range(rounds):
         before = point
         for name, ladder in ladders.items():
@@ -270,10 +261,6 @@ def without_muon(architecture: str, found: Found) -> tuple[dict[float, list[Expe
 
     Rate and size are chosen by coordinate descent from the choice that may have Muon; at 10¹³ FLOPs the size alone, by
     a step, from what was chosen at 3·10¹², and what is chosen there is trained for ``CHARGED`` instead.
-
-    Args:
-        architecture: one of ``ALONE``.
-        found: the records that there are.
     """
     there: dict[float, list[Experiment]] = {}
     asked: list[Experiment] = []
@@ -333,12 +320,8 @@ def runs(found: Found, seeds: int = SEEDS) -> dict[tuple[str, float], list[Recor
 
 def losses(found: Found, kept: Store) -> dict[tuple[str, float], list[dict[str, Tensor]]]:
     """The token losses of each choice, seed by seed, as far as a store keeps them."""
-    there = {}
-    for (architecture, budget), point in chosen(found).items():
-        of = [experiment(architecture, point, budget, seed) for seed in range(_MOST_SEEDS)]
-        if some := [kept.losses(e)[0] for e in of if kept.get(e) is not None]:
-            there[architecture, budget] = some
-    return there
+    there = {key: [r.experiment for r in of if r.experiment in kept] for key, of in runs(found, 1).items()}
+    return {key: [kept.losses(e)[0] for e in of] for key, of in there.items() if of}
 
 
 def validation(records: list[Record]) -> float:
@@ -367,9 +350,7 @@ def envelope(found: Found, kinds: tuple[type[Config], ...], cost: Callable[[Reco
 def best(flops: float, found: Found | None = None) -> list[Record]:
     """Of all with ``SEEDS`` trained seeds or more, within a budget to a thousandth: the best by validation, by seed.
 
-    Args:
-        flops: of training's matrix products.
-        found: records to choose from; if None those published that look at the same text (``LOOKS``).
+    They are the published ones that look at the same text (``LOOKS``) unless others are given.
 
     Raises:
         ValueError: if there is none within that budget.
@@ -380,11 +361,7 @@ def best(flops: float, found: Found | None = None) -> list[Record]:
     by_seed: dict[Experiment, list[Record]] = {}
     for experiment in sorted(found, key=lambda e: e.seed):
         by_seed.setdefault(replace(experiment, seed=0), []).append(found[experiment])
-    there = [
-        records
-        for records in by_seed.values()
-        if len(records) >= SEEDS and max(r.flops["counted"] for r in records) <= 1.001 * flops  # of whole windows
-    ]
+    there = [of for of in by_seed.values() if len(of) >= SEEDS and max(r.flops["counted"] for r in of) <= 1.001 * flops]
     if not there:
         raise ValueError(f"no recorded choice costs {flops:.3g} FLOPs or less; the smallest budget is {BUDGETS[0]:.0e}")
     return min(there, key=validation)
@@ -396,16 +373,9 @@ def best_under(
     """What to train on a text for so many FLOPs: the settings that validation chose on Tiny Shakespeare, or between.
 
     Between two budgets each setting lies between theirs, so far up its ladder; there are short convolutions if there
-    are at the lower one.
+    are at the lower one. Without an ``architecture`` of ``LADDERS`` it is that with the lowest mean validation loss at
+    the nearest budget; without ``found`` the published records are chosen by.
     Validation and test see the whole splits of the text from token 128 on, through 2,500 and 10,000 windows at most.
-
-    Args:
-        flops: of training's matrix products.
-        corpus: the text; its vocabulary counts in what a window costs.
-        architecture: one of ``LADDERS``; None for that with the lowest validation loss at the nearest budget, in the
-            mean over seeds.
-        found: records to choose by; the published ones if None.
-        seed: of the run.
 
     Raises:
         ValueError: for an unknown architecture, for FLOPs beyond the budgets that were searched, where no choice is
@@ -467,20 +437,11 @@ def _between(architecture: str, low: Point, high: Point, share: float) -> Point:
 def best_within(
     seconds: float, corpus: Corpus, architecture: str, found: Found | None = None, seed: int = 0
 ) -> tuple[Experiment, float]:
-    """What to train on a text in so many seconds of one core: of all runs that took no longer, validation's best.
+    """What to train on a text in so many seconds of a core as fast as the records', and the seconds its record took.
 
-    A run counts if it passed over Tiny Shakespeare's training text in that time as it would over this text, up to
-    ``PASSES`` times: a short text is learned by heart where a long one is not.
-
-    Args:
-        seconds: of training and validation, on a processor as fast as the records'.
-        corpus: the text.
-        architecture: ``mlp`` or ``blocks``.
-        found: records to choose by; the published ones if None.
-        seed: of the run.
-
-    Returns:
-        The experiment, and the seconds that its record took.
+    Of all runs of an ``mlp`` or of ``blocks`` that took no longer, validation's best, by the published records if none
+    are given. A run counts if it would pass over this text ``PASSES`` times at most: a short text is learned by heart
+    where a long one is not.
 
     Raises:
         ValueError: for an unknown architecture, too little time, or a text that is too short.
@@ -510,6 +471,3 @@ def passes(experiment: Experiment, tokens: int) -> float:
     training = experiment.training
     each = experiment.model.context if training.scored == "every" else 1
     return training.epochs * training.windows_per_epoch * each / tokens
-
-
-explain(globals())

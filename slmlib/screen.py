@@ -6,7 +6,6 @@ from statistics import fmean
 
 from . import frontier, paper, verdicts
 from .checkpoints import write_whole
-from .checks import explain
 from .verdicts import Evidence, Verdict
 
 #: Where each claim is taken up.
@@ -89,6 +88,3 @@ def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
     if any(there.count(mark) != 1 for mark in marks) or marks[1] not in rest:
         raise ValueError(f"{path} must hold each of these once, in this order: {marks[0]!r} and {marks[1]!r}")
     write_whole(path, (before + marks[0] + text + marks[1] + rest.partition(marks[1])[2]).encode())
-
-
-explain(globals())

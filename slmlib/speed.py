@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import explain
-
 
 class Dropout(nn.Module):
     """Dropout (Srivastava et al., 2014), with p rounded to a multiple of 2^-16.
@@ -254,6 +252,3 @@ def _onednn_is_exact() -> bool:
     finally:
         matmul.fp32_precision = before
     return error["bf16"] <= 4 * error[before]
-
-
-explain(globals())

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import fdtrc, stdtr, stdtrit  # scipy.stats takes a second to import
 
-from .checks import explain
-
 LEVEL = 0.05  # of every test
 
 
@@ -80,9 +78,7 @@ def _estimate(effect: float, error: float, free: float, spread: float, seeds: Se
         return Estimate(effect, effect, effect, 0.0 if effect else 1.0, len(seeds), 0.0, free)
     half = student(free) * error
     p = float(2 * stdtr(free, -abs(effect) / error))
-    return Estimate(
-        float(effect), float(effect - half), float(effect + half), p, len(seeds), float(spread), float(free)
-    )
+    return Estimate(effect, float(effect - half), float(effect + half), p, len(seeds), float(spread), float(free))
 
 
 def equivalence(of: Estimate, margin: float) -> float:
@@ -165,9 +161,8 @@ def growth(lowest: Mapping[float, Lowest], budget: float) -> Growth:
     power, its_half = np.log2(b.at / a.at) / doublings, np.hypot(a.half, b.half) / doublings
     half = np.hypot((1 - share) * a.half, share * b.half)
     at = np.log2(a.at) + share * np.log2(b.at / a.at)
-    return Growth(
-        tuple(float(power + k * its_half) for k in (0, -1, 1)), tuple(float(2 ** (at + k * half)) for k in (0, -1, 1))
-    )
+    ways = (0, -1, 1)
+    return Growth(tuple(float(power + k * its_half) for k in ways), tuple(float(2 ** (at + k * half)) for k in ways))
 
 
 class PowerLaw(NamedTuple):
@@ -196,6 +191,3 @@ def power_law(costs: np.ndarray, losses: np.ndarray, errors: np.ndarray, free: i
     p = float(fdtrc(over, free, (deviation**2).sum() / over)) if over else float("nan")
     b, half = -float(fitted[0]), float(student(free) * covariance[0, 0] ** 0.5)
     return PowerLaw((b, b - half, b + half), p)
-
-
-explain(globals())

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import paper, recipes
-from .checks import choice, each_seed, explain
+from .checks import choice, each_seed
 from .corpora import load_corpus
 from .experiments import RESULTS, Experiment, Record, Store
 from .flops import flops_per_window
@@ -17,22 +17,17 @@ from .training import TrainingConfig
 #: Contexts at three blocks, and depths at 128 characters, of the paper's transformer: equal windows for all.
 CONTEXTS = (32, 64, 128, 256)
 DEPTHS = (1, 2, 3, 4, 6)
-#: A third more windows than the paper's sweeps, looked at eight times on the way.
-FOLLOWED = TrainingConfig(epochs=8, windows_per_epoch=10_000, eval_stride=8)
 
 
 def followed(model: TransformerConfig, seed: int) -> Experiment:
     """A model trained on 80,000 windows of Tiny Shakespeare, its validation loss taken after every 10,000."""
-    return Experiment("tiny_shakespeare", model, FOLLOWED, seed)
+    return Experiment("tiny_shakespeare", model, TrainingConfig(8, windows_per_epoch=10_000, eval_stride=8), seed)
 
 
 def depth_context(seeds: int = SEEDS) -> list[Experiment]:
     """The paper's transformer over contexts and depths, with the validation loss followed over the steps."""
     models = [TransformerConfig(context=T) for T in CONTEXTS] + [TransformerConfig(layers=n) for n in DEPTHS]
     return [followed(model, seed) for seed in each_seed(seeds) for model in dict.fromkeys(models)]
-
-
-POSITIONS = ("learned", "rope", "none")
 
 
 def unplaced(seed: int) -> Experiment:
@@ -57,7 +52,7 @@ def further(label: str, seed: int) -> Experiment:
 def positions(seeds: int = SEEDS) -> list[Experiment]:
     """What the paper's RoPE pair does not ask."""
     return [
-        *(every_position(kind, seed) for seed in each_seed(seeds) for kind in POSITIONS),
+        *(every_position(kind, seed) for seed in each_seed(seeds) for kind in ("learned", "rope", "none")),
         *(every_position("learned", seed, "small") for seed in each_seed(seeds)),
         *(unplaced(seed) for seed in each_seed(seeds)),
         *(further(label, seed) for seed in each_seed(seeds) for label in ("Learned positions", "RoPE")),
@@ -149,16 +144,6 @@ _LOOKS = TrainingConfig(epochs=2, **recipes.LOOKS)
 _CHOSEN = {GAIN: (2, 96, 32), LARGER: (5, 96, 128)}
 
 
-def _rated(experiment: Experiment, rate: float, flops: float) -> Experiment:
-    """The experiment with that learning rate, for so many FLOPs."""
-    training = replace(experiment.training, learning_rate=rate)
-    if training.optimiser == "muon":
-        training = replace(training, muon_rate=rate)
-    window = flops_per_window(experiment.model, 65, scored=training.scored)
-    windows = max(1, round(flops / training.epochs / window))
-    return replace(experiment, training=replace(training, windows_per_epoch=windows))
-
-
 def today_s(budget: float = GAIN) -> Experiment:
     """The transformer that validation chose for ``GAIN`` or ``LARGER`` FLOPs (a test holds it to ``recipes``)."""
     return shaped(budget, *_CHOSEN[budget], 0)
@@ -172,9 +157,12 @@ def tried(changes: str) -> dict[str, list[Experiment]]:
     there = {}
     for change in CHANGES[changes]:
         model, training = replace(base.model, **change.model), replace(base.training, **change.training)
-        changed = replace(base, model=model, training=training)
-        there[change.name] = [_rated(changed, rate, budget) for rate in change.rates]
-        base = changed if chain else base
+        window = flops_per_window(model, 65, scored=training.scored)
+        training = replace(training, windows_per_epoch=max(1, round(budget / training.epochs / window)))
+        rated = ["learning_rate"] + ["muon_rate"] * (training.optimiser == "muon")
+        trained = [replace(training, **dict.fromkeys(rated, rate)) for rate in change.rates]
+        there[change.name] = [replace(base, model=model, training=of) for of in trained]
+        base = replace(base, model=model, training=training) if chain else base
     return there
 
 
@@ -289,25 +277,18 @@ class Words(NamedTuple):
     budgets: tuple[tuple[float, ...], ...] = ()
 
 
-_START = {"rate": 2e-3, "batch": 8, "dropout": 0.0, "weight_decay": 0.1}
+def _start(flops: float, width: int, **other: float) -> recipes.Point:
+    return {"rate": 2e-3, "batch": 8, "dropout": 0.0, "weight_decay": 0.1, "flops": flops, "shape": (2, width), **other}
+
+
 #: By name; the first as the paper reads it, its second start about where the search on all of that text ended; the
 #: others whole, sentences ended by ``<eos>``.
 WORDS = {
     "Penn Treebank, 80,000 words": Words(
-        "ptb",
-        paper.WORD_CAP,
-        9_999,
-        (
-            _START | {"flops": 3e12, "shape": (2, 96), "batch": 16, "dropout": 0.3},
-            _START | {"flops": 3e12, "shape": (2, 96), "rate": 1.6e-2},
-        ),
+        "ptb", paper.WORD_CAP, 9_999, (_start(3e12, 96, batch=16, dropout=0.3), _start(3e12, 96, rate=1.6e-2))
     ),
-    "Penn Treebank": Words(
-        "ptb-eos", None, 10_000, (_START | {"flops": 1e13, "shape": (2, 128)},), ((3e13,), (3e12, 1e12))
-    ),
-    "WikiText-2": Words(
-        "wikitext-2-eos", None, 33_278, (_START | {"flops": 1e13, "shape": (2, 96), "rate": 1.6e-2},), ((3e13,),)
-    ),
+    "Penn Treebank": Words("ptb-eos", None, 10_000, (_start(1e13, 128),), ((3e13,), (3e12, 1e12))),
+    "WikiText-2": Words("wikitext-2-eos", None, 33_278, (_start(1e13, 96, rate=1.6e-2),), ((3e13,),)),
 }
 _WORD_LADDERS = {
     "rate": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
@@ -414,17 +395,14 @@ def convolutions(seeds: int, found: Found) -> list[Experiment]:
     return [*there["python-docs", 3e12][0], *with_, *on_documentation("mlp", found), largest(), largest(0.1)]
 
 
-#: Whose token losses are kept, to be mixed with counts: at all of their budgets in ``recipes``.
-TOGETHER = ("mlp", "blocks")
-#: The budgets at which transformers without convolutions are mixed as well.
-PLAIN = (1e10, 1e11, 3e12, 3e13)
-
-
 def together(seeds: int = SEEDS) -> list[Experiment]:
-    """What validation chose at each budget, by the published records; at some, transformers without convolutions."""
+    """What validation chose at each budget, by the published records; at some, transformers without convolutions.
+
+    Their token losses are kept, to be mixed with counts.
+    """
     chosen, plain = recipes.chosen(recipes.published()), recipes.chosen(Store(RESULTS / "today").found())
-    points = [(a, b, point) for (a, b), point in chosen.items() if a in TOGETHER]
-    points += [("blocks", b, plain["blocks", b]) for b in PLAIN if ("blocks", b) in plain]
+    points = [(a, b, point) for (a, b), point in chosen.items() if a in ("mlp", "blocks")]
+    points += [("blocks", b, plain["blocks", b]) for b in (1e10, 1e11, 3e12, 3e13) if ("blocks", b) in plain]
     return list(dict.fromkeys(recipes.experiment(a, p, b, seed) for a, b, p in points for seed in each_seed(seeds)))
 
 
@@ -477,6 +455,3 @@ SUITES: dict[str, Callable[[int, Found], list[Experiment]]] = {
 }
 #: The suites whose records have the runs' token losses beside them.
 KEEP_LOSSES = ("together", "words-together", "reading")
-
-
-explain(globals())

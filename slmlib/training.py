@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from . import checkpoints
-from .checks import Checked, choice, explain, integer, token_ids
+from .checks import Checked, choice, integer, token_ids
 from .corpora import Corpus
 from .models import MLP, Linear, Transformer, changed, evaluating, hidden_matrices, n_parameters
 from .speed import Muon, compiled, compiling, dropping_by, fast_matmul, keep_freed_memory
@@ -78,9 +78,8 @@ class TrainingConfig(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.weight_decay and self.optimiser == "adam":
-            raise ValueError(
-                f"TrainingConfig.weight_decay must be 0 with optimiser='adam', got {self.weight_decay!r}; use 'adamw'"
-            )
+            given = f"got {self.weight_decay!r}; use 'adamw'"
+            raise ValueError(f"TrainingConfig.weight_decay must be 0 with optimiser='adam', {given}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -380,10 +379,9 @@ def token_nll(model: nn.Module, ids: Tensor, evaluation: Evaluation = WHOLE) -> 
 
 def token_losses(model: nn.Module, corpus: Corpus, training: TrainingConfig) -> dict[str, Tensor]:
     """What a training's looks take the mean of: NLL of each token of "valid", "test" and "whole", as ``token_nll``."""
-    looks = {"valid": training.validation, "test": training.test, "whole": training.whole_test}
-    return {
-        name: token_nll(model, corpus.valid if name == "valid" else corpus.test, look) for name, look in looks.items()
-    }
+    looks = {"test": training.test, "whole": training.whole_test}
+    test = {name: token_nll(model, corpus.test, look) for name, look in looks.items()}
+    return {"valid": token_nll(model, corpus.valid, training.validation), **test}
 
 
 @torch.inference_mode()
@@ -412,6 +410,3 @@ def _losses(model: nn.Module, ids: Tensor, evaluation: Evaluation, batch: int, r
                 out = part.new_empty(-(-len(starts) * size // batch))
             out[i * size : i * size + len(part)] = part
     return out
-
-
-explain(globals())

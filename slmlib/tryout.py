@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from . import mixing, reading, recipes
 from .checkpoints import load_tensors, save_tensors
-from .checks import explain, integer, number, plain
+from .checks import integer, number, plain
 from .corpora import Corpus, Vocabulary
 from .experiments import Experiment, LaterVersion, Record, process_pool, trained
-from .models import MLP, Transformer, build, generate, n_parameters
+from .models import Transformer, build, generate, n_parameters
 from .ngrams import of_orders
 from .speed import fast_matmul, one_thread
 from .training import Run, TrainingConfig, epochs, evaluate, token_nll
@@ -65,11 +65,6 @@ class Kept(NamedTuple):
     network: nn.Module
     vocabulary: Vocabulary
     mixture: mixing.Mixture | None
-
-    @property
-    def name(self) -> str:
-        """Of the network, as rows have it."""
-        return {MLP: "MLP", Transformer: "transformer"}.get(type(self.network), "linear model")
 
 
 class _Network(NamedTuple):
@@ -171,10 +166,9 @@ def attempt(
         model = networks[name] = build(of.record.experiment.model, len(corpus.vocabulary)).eval()
         model.load_state_dict({key: torch.from_numpy(value) for key, value in of.weights.items()})
         write, nll = partial(generate, model, cache=isinstance(model, Transformer)), float(of.test.mean())
-        rows.append(
-            Row(_NETWORKS[name], nll, of.seconds, of.record.flops["counted"], of.record.parameters, sample(write))
-        )
-        seen, tokens = of.record.experiment, len(corpus.train)
+        made, tokens = of.record, len(corpus.train)
+        seen = made.experiment
+        rows.append(Row(_NETWORKS[name], nll, of.seconds, made.flops["counted"], made.parameters, sample(write)))
         steps = seen.training.epochs * seen.training.steps_per_epoch
         if steps < FEW_STEPS:
             say(f"the {_NETWORKS[name]} was trained for {steps} steps only: give more minutes, or FLOPs")
@@ -299,6 +293,3 @@ def load(path: str | os.PathLike) -> Kept:
         made = "python -m slmlib try writes another"
         raise ValueError(f"{plain(path)} is no model that this package wrote, or damaged ({what}): {made}") from error
     return Kept(model.eval(), vocabulary, mixture)
-
-
-explain(globals())

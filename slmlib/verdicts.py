@@ -6,18 +6,18 @@ committed records. Losses are NLL in nats per token.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from . import frontier, paper, recipes, studies
-from .checks import explain
 from .experiments import RESULTS, Record, Store
 from .flops import flops_per_window
 from .frontier import Cells, Found
 from .models import TransformerConfig
 from .stats import LEVEL, Estimate, Lowest, corrected, equivalence, holm, lowest, paired, student, unpaired
+from .studies import every_position, followed
 
 Key = TypeVar("Key")
 Reading = Literal["paper", "equal compute", "optimised"]
@@ -52,16 +52,12 @@ class Evidence:
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Evidence":
         """From a folder of stores; of the paper's runs as many seeds as are published."""
-        others = {
-            e: r for suite in ("depth-context", "positions", "words") for e, r in Store(folder / suite).found().items()
-        }
+        stores = [Store(folder / suite) for suite in ("depth-context", "positions", "words")]
+        others = {record.experiment: record for store in stores for record in store}
         cells = frontier.cells(Store(folder / "frontier").found())
         found = Store(folder / "today").found()
-        adamw = {
-            (architecture, budget): [found[e] for e in of if e in found]
-            for architecture in recipes.ALONE
-            for budget, of in recipes.without_muon(architecture, found)[0].items()
-        }
+        alone = {(a, b): of for a in recipes.ALONE for b, of in recipes.without_muon(a, found)[0].items()}
+        adamw = {key: [found[e] for e in of if e in found] for key, of in alone.items()}
         gain, shapes = (Store(folder / suite).found() for suite in ("gain", "shapes"))
         return cls(paper.records(Store(folder / "paper")), others, cells, recipes.runs(found), gain, shapes, adamw)
 
@@ -75,11 +71,8 @@ class Evidence:
     @cached_property
     def convolved(self) -> dict[tuple[str, float], list[Record]]:
         """As ``today``: its transformers with short convolutions, at the budgets at which all seeds are there."""
-        return {
-            ("blocks", budget): [self.gain[run] for run in runs]
-            for budget, runs in studies.convolved(self.today).items()
-            if all(run in self.gain for run in runs)
-        }
+        there, gain = studies.convolved(self.today).items(), self.gain
+        return {("blocks", budget): [gain[e] for e in of] for budget, of in there if set(of) <= gain.keys()}
 
     @cached_property
     def unconvolved(self) -> dict[tuple[str, float], list[Record]]:
@@ -96,18 +89,12 @@ class Evidence:
         return replace(self, paper=fewer)
 
 
-def _followed(**change: int) -> Callable[[int], studies.Experiment]:
-    return lambda seed: studies.followed(TransformerConfig(**change), seed)
-
-
 #: Runs beyond the paper's that contrasts are made of, each by seed.
 OTHERS: dict[str, Callable[[int], studies.Experiment]] = {
-    **{f"Transformer, {T} characters": _followed(context=T) for T in studies.CONTEXTS},
-    **{f"Transformer, {n} blocks, 80k windows": _followed(layers=n) for n in studies.DEPTHS},
-    "Learned positions started small, every position scored": lambda seed: studies.every_position(
-        "learned", seed, "small"
-    ),
-    "RoPE, every position scored": lambda seed: studies.every_position("rope", seed),
+    **{f"Transformer, {T} characters": partial(followed, TransformerConfig(context=T)) for T in studies.CONTEXTS},
+    **{f"Transformer, {n} blocks, 80k windows": partial(followed, TransformerConfig(layers=n)) for n in studies.DEPTHS},
+    "Learned positions started small, every position scored": partial(every_position, "learned", embed_init="small"),
+    "RoPE, every position scored": partial(every_position, "rope"),
     "Penn Treebank, whole text": studies.uncapped,
 }
 
@@ -157,20 +144,16 @@ class Contrast:
             return f"{a} − {b}"
         return f"{a} − {b} ({read_a.what})" if len(reads) == 1 else f"{a}, {read_a.what} − {b}, {read_b.what}"
 
-    def values(self, evidence: Evidence) -> tuple[list[float], list[float]]:
-        """Of both sides, by seed where they are paired."""
+    def measure(self, evidence: Evidence) -> "Measured | None":
+        """As the records have it, with an uncorrected p; None with fewer than two seeds."""
         (a, read_a), (b, read_b) = self.worse, self.better
         worse, better = evidence.runs(a), evidence.runs(b)
         if self.paired:
             seeds = sorted(set(worse) & set(better))
             worse, better = ({s: runs[s] for s in seeds} for runs in (worse, better))
-        return [read_a.of(r) for r in worse.values()], [read_b.of(r) for r in better.values()]
-
-    def measure(self, evidence: Evidence) -> "Measured | None":
-        """As the records have it, with an uncorrected p; None with fewer than two seeds."""
-        a, b = self.values(evidence)
+        a, b = tuple(map(read_a.of, worse.values())), tuple(map(read_b.of, better.values()))
         one = paired([x - y for x, y in zip(a, b, strict=True)]) if self.paired else unpaired(a, b)
-        return one and Measured(self.says, one, self.paper, self.note, (tuple(a), tuple(b)))
+        return one and Measured(self.says, one, self.paper, self.note, (a, b))
 
 
 def _worse(worse: str, better: str, read: Read = TEST, paired: bool = True) -> Contrast:
@@ -291,11 +274,8 @@ def judge(
 ) -> list[Verdict]:
     """Every verdict, claim by claim; of C2 at equal compute one for each budget.
 
-    Args:
-        evidence: the records.
-        correct: makes corrected p values of raw ones, by contrast; Holm's (1979) method. All contrasts of a reading
-            are corrected together, those still without records too.
-        contrasts: what is asked of single runs.
+    ``correct`` makes corrected p values of raw ones, by contrast; Holm's (1979) method. All contrasts of a reading are
+    corrected together, those still without records too.
     """
     judged = []
     for reading in ("paper", "optimised", "equal compute"):
@@ -383,11 +363,8 @@ def gains(found: Found, changes: str) -> dict[str, Estimate]:
     In the chain against the one before, else against today's training; where all seeds are there. Welch's tests over
     seeds; p values after Holm's correction over all of them.
     """
-    there = {
-        name: [found[run] for run in runs]
-        for name, runs in studies.gained(found, changes).items()
-        if all(run in found for run in runs)
-    }
+    gained = studies.gained(found, changes).items()
+    there = {name: [found[e] for e in of] for name, of in gained if set(of) <= found.keys()}
     names = [change.name for change in studies.CHANGES[changes]]
     pairs = pairwise(names) if changes == "chain" else ((names[0], name) for name in names[1:])
     return _tested({new: (there[old], there[new]) for old, new in pairs if {old, new} <= there.keys()})
@@ -443,6 +420,3 @@ def chance(evidence: Evidence) -> float:
     (contrast,) = CONTRASTS["C3", "paper"]
     sides = contrast.measure(evidence).values
     return student(sum(map(len, sides)) - 2) * unpaired(*sides).spread
-
-
-explain(globals())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import Checked, explain, integer, plain, short
+from .checks import Checked, integer, plain, short
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
@@ -108,6 +108,3 @@ class Evaluation(Checked):
 
 
 WHOLE = Evaluation(None)  # every token of a split that has a whole context before it
-
-
-explain(globals())

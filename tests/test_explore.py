@@ -10,6 +10,7 @@ from dataclasses import replace
 import ipywidgets
 import packing
 import pytest
+import safetensors.torch
 import torch
 
 from slmlib import explore, load_corpus, recipes, studies, tryout
@@ -196,18 +197,15 @@ def test_what_is_packed_for_the_page_is_what_there_is(published, corpus, monkeyp
         monkeypatch.setattr(module, "load_corpus", lambda name: corpus)
     script = packing.packed(published)
     data = gzip.decompress(base64.b64decode(re.fullmatch(r'window.slmModels = "(.*)";\n', script).group(1)))
-    length = int.from_bytes(data[:4], "little")
-    header, rest = json.loads(data[4 : 4 + length]), data[4 + length :]
-    assert length % 4 == 0 and tuple(header["vocabulary"]) == corpus.vocabulary.tokens
-    counts, *networks = header["models"]
+    tensors, length = safetensors.torch.load(data), int.from_bytes(data[:8], "little")
+    about = json.loads(data[8 : 8 + length])["__metadata__"]
+    assert tuple(json.loads(about["vocabulary"])) == corpus.vocabulary.tokens
+    _, *networks = json.loads(about["models"])
     assert [n["name"] for n in networks] == list(studies.PUBLISHED)
-    for network in networks:
-        model = tryout.load(published / f"{network['name'].replace(' ', '-')}.safetensors").network
-        for key, (at, n) in network["tensors"].items():
-            kept = torch.frombuffer(bytearray(rest[at : at + 2 * n]), dtype=torch.float16)
-            assert (kept.float() == model.state_dict()[key].flatten()).all()
-    at, n = counts["counts"]
-    counted, grams, gram = iter(rest[at : at + n]), {}, []
+    for name in studies.PUBLISHED:
+        for key, w in tryout.load(published / studies.file_of(name)).network.state_dict().items():
+            assert torch.equal(tensors[f"{name}.{key}"].float(), w)
+    counted, grams, gram = iter(tensors["counts"].tolist()), {}, []
     for same in counted:
         gram = gram[:same] + [next(counted) for _ in range(5 - same)]
         count, scale, byte = 0, 1, 128

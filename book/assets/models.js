@@ -1,21 +1,21 @@
 // Four trained models in the page, loaded when a reader asks for them: counts of order 5, an MLP, two transformers.
-// window.slmModels is gzip in base64: the length of a JSON header, the header, float16 weights and packed counts.
+// window.slmModels is safetensors, gzipped, in base64: float16 weights and packed counts.
 (() => {
   const here = document.currentScript.src;
   const read = async (base64) => {
     const packed = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
-    const length = new DataView(bytes.buffer).getUint32(0, true);
-    return [JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length))), bytes.subarray(4 + length)];
+    const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
+    return [JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))), bytes.subarray(8 + length)];
   };
   const single = (half) => {
     const exponent = (half >> 10) & 31, fraction = half & 1023, sign = half & 32768 ? -1 : 1;
     return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
   };
-  const weights = (bytes, [at, count]) => {
-    const view = new DataView(bytes.buffer, bytes.byteOffset + at, 2 * count);
-    return Float32Array.from({ length: count }, (_, i) => single(view.getUint16(2 * i, true)));
+  const weights = (bytes, [begin, end]) => {
+    const view = new DataView(bytes.buffer, bytes.byteOffset + begin, end - begin);
+    return Float32Array.from({ length: (end - begin) / 2 }, (_, i) => single(view.getUint16(2 * i, true)));
   };
   const linear = (W, b, x) => {
     const y = new Float32Array(b.length), n = x.length;
@@ -140,14 +140,14 @@
   };
 
   const load = async () => {
-    const [header, bytes] = await read(window.slmModels);
-    const models = header.models.map(({ name, kind, config, tensors, counts }) => {
-      const w = Object.fromEntries(Object.entries(tensors ?? {}).map(([key, place]) => [key, weights(bytes, place)]));
-      const make = { mlp, transformer }[kind];
-      const packed = counts && bytes.subarray(counts[0], counts[0] + counts[1]);
-      return { name, logits: make ? make(config, w) : counting(config.order, packed, header.vocabulary.length) };
+    const [header, bytes] = await read(window.slmModels), vocabulary = JSON.parse(header.__metadata__.vocabulary);
+    const models = JSON.parse(header.__metadata__.models).map(({ name, kind, config }) => {
+      const own = Object.entries(header).filter(([key]) => key.startsWith(`${name}.`));
+      const w = Object.fromEntries(own.map(([key, of]) => [key.slice(name.length + 1), weights(bytes, of.data_offsets)]));
+      const make = { mlp, transformer }[kind], packed = bytes.subarray(...header.counts.data_offsets);
+      return { name, logits: make ? make(config, w) : counting(config.order, packed, vocabulary.length) };
     });
-    return { vocabulary: header.vocabulary, models };
+    return { vocabulary, models };
   };
   window.slmLoad = load;
 
