@@ -2,8 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import resource_tracker
+from multiprocessing.forkserver import ensure_running
 
 import pytest
 import safetensors
@@ -11,7 +15,8 @@ import torch
 
 from slmlib import speed
 from slmlib.corpora import CorpusUnavailable, load_corpus
-from slmlib.experiments import Record, process_pool
+from slmlib.experiments import Record, _start_worker
+from slmlib.windows import random_stream
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +27,53 @@ def one_thread():
         yield
 
 
-@pytest.fixture(scope="module")
-def forkserver(one_thread):
-    """Starts processes at once: forks of one that has imported PyTorch."""
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts processes of one thread at once: forks of one that has imported PyTorch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "slmlib.experiments", "torch._dynamo"])  # the last: Adam imports it
+    context.set_forkserver_preload(["pytest", "slmlib.__main__", "distributed", "torch._dynamo"])  # Adam imports it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ensure_running()
     return context
 
 
 @pytest.fixture(scope="session")
-def spawned():
-    """Two of the package's own worker processes, which have one thread each."""
-    with process_pool(2) as pool:
+def spawned(forkserver):
+    """Two of the package's own worker processes, which have one thread each; forks, so that they are there at once."""
+    with ProcessPoolExecutor(2, forkserver, _start_worker) as pool:
         yield pool
+
+
+def apart(folder, function, args):
+    resource_tracker._resource_tracker._fd = None  # one of its own, which says what a killed process has left
+    os.setsid()
+    os.chdir(folder)
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    function(*args)
+
+
+@pytest.fixture(scope="session")
+def begin(forkserver, tmp_path_factory):
+    """begin(function, ...): a process, in a session and a folder of its own; what it says is in ``out`` and ``err``."""
+
+    def begin(function, *args):
+        folder = tmp_path_factory.mktemp("apart")
+        process = forkserver.Process(target=apart, args=(folder, function, args))
+        process.out, process.err = folder / "out", folder / "err"
+        for said in (process.out, process.err):
+            said.touch()
+        process.start()
+        return process
+
+    return begin
+
+
+def end_of(process, seconds=120):
+    """What it exits with, soon, and what it has said."""
+    process.join(seconds)
+    return process.exitcode, process.out.read_text(encoding="utf-8"), process.err.read_text(encoding="utf-8")
 
 
 def epochs_in(checkpoint):
@@ -86,6 +125,16 @@ def same(a, b):
 
 def close(a, b, tolerance):
     torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory):
+    """A made-up text of 30,000 characters, of few words."""
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "dogs", "run"]
+    drawn = torch.randint(len(words), (8_000,), generator=random_stream(0, "text")).tolist()
+    path = tmp_path_factory.mktemp("text") / "cats.txt"
+    path.write_text(" ".join(words[i] for i in drawn)[:30_000], encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -300,14 +300,9 @@ def test_a_waterfall_goes_from_loss_to_loss_in_the_colour_of_what_it_did():
     down, up = figure.axes[0].patches
     assert [down.get_x(), down.get_width()] == [pytest.approx(2.1), pytest.approx(-0.5)]
     assert [up.get_x(), up.get_width()] == [pytest.approx(1.6), pytest.approx(0.1)]
-    assert [list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() != "."] == [
-        pytest.approx([1.5, 1.7]),
-        pytest.approx([1.5, 1.9]),
-    ]
-    assert [to_hex(bar.get_facecolor()) for bar in (down, up)] == [
-        figures.VERDICTS["holds"].lower(),
-        figures.PALE,
-    ]
+    drawn = [list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() != "."]
+    assert drawn == [pytest.approx([1.5, 1.7]), pytest.approx([1.5, 1.9])]
+    assert [to_hex(bar.get_facecolor()) for bar in (down, up)] == [figures.VERDICTS["holds"].lower(), figures.PALE]
     plt.close(figure)
 
 

@@ -8,49 +8,27 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import end_of, wait_until
 from typer.testing import CliRunner
 
 from slmlib import __main__ as main
-from slmlib import load_corpus, tryout, verdicts
+from slmlib import cluster, load_corpus, tryout, verdicts
 from slmlib.experiments import RESULTS, Experiment, Store
 from slmlib.models import MLPConfig
 from slmlib.training import TrainingConfig
 
-# The suite `words` replaced by runs of a second or so each on the embedded corpus.
-SCRIPT = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background would ignore it
-from slmlib import studies
-from slmlib.experiments import Experiment
-from slmlib.models import MLPConfig
-from slmlib.training import TrainingConfig
-config = MLPConfig(context=4, d_model=8, hidden=16)
-sizes = dict(windows_per_epoch=6400, eval_windows=500, eval_stride=10)
-studies.SUITES["words"] = lambda seeds, found: [
-    Experiment("python-docs", config, TrainingConfig(epochs={epochs}, **sizes), s) for s in range(seeds)
-]
-from slmlib.__main__ import app
-app()
-"""
 
-
-def start(store, *arguments, epochs):
-    script = SCRIPT.format(epochs=epochs)
-    command = [sys.executable, "-c", script, "run", "words", "--store", str(store), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    )
+def run_words(store, options, epochs, patience=10):
+    """The command on a suite of runs of a second or so each, of so many epochs: the first one, the others."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background would ignore it
+    main.out.width = main.err.width = 200
+    cluster.PATIENCE = patience
+    main.studies.SUITES["words"] = lambda seeds, found: [experiment(s, epochs[s > 0]) for s in range(seeds)]
+    main.app(["run", "words", "--store", str(store), *options])
 
 
 def wait_for(pattern, folder, process, count=1):
-    wait_until(lambda: len(list(folder.glob(pattern))) >= count, lambda: process.poll() is None, process.communicate)
+    wait_until(lambda: len(list(folder.glob(pattern))) >= count, process.is_alive, process.err.read_text)
 
 
 def experiment(seed, epochs=6, **more):
@@ -71,14 +49,14 @@ def here(monkeypatch):
     return here
 
 
-def test_stopped_and_started_again(tmp_path, here):
+def test_stopped_and_started_again(tmp_path, begin, here):
     """By Ctrl-C in a terminal, when one run is done and another, of a quarter of an hour, is under way."""
-    process = start(tmp_path, "--seeds", "40", "--workers", "1", epochs="4000 if s else 6")
+    process = begin(run_words, tmp_path, ("--seeds", "40", "--workers", "1"), (6, 4000))
     wait_for("*.json", tmp_path, process)
     wait_for(".running/*-s1-*.safetensors", tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in err, err
+    code, _, err = end_of(process, 30)
+    assert code == 130 and "Traceback" not in err, err
     assert "The same command goes on from here" in err
     assert " ".join(err.split()).endswith("under way goes on from its last finished epoch.")  # the last that is said
     (record,) = Store(tmp_path)
@@ -89,21 +67,22 @@ def test_stopped_and_started_again(tmp_path, here):
     assert experiment(40) in Store(tmp_path) and Store(tmp_path).path(experiment(0)).read_bytes() == kept
 
 
-def command_line(*arguments, stdout=subprocess.PIPE, **environment):
-    command = [sys.executable, "-m", "slmlib", *arguments]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment)
+def status_in_ascii():
+    sys.stdout.reconfigure(encoding="ascii")
+    main.main(lambda: main.app(["status"]))
 
 
-def test_what_is_redirected_is_utf_8_whatever_the_locale():
-    done = command_line("status", PYTHONIOENCODING="ascii")
+def test_what_is_redirected_is_utf_8_whatever_the_locale(begin):
+    code, said, _ = end_of(begin(status_in_ascii))
     plain = CliRunner().invoke(main.app, ["status"]).stdout
-    assert done.returncode == 0 and done.stdout.decode("utf-8") == plain and "±" in plain
+    assert code == 0 and said == plain and "±" in plain
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_output_that_cannot_be_written_is_said_in_a_line():
     with open("/dev/full", "w", encoding="utf-8") as full:
-        done = command_line("status", stdout=full)
+        command = [sys.executable, "-m", "slmlib", "status"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1 and done.stderr.decode() == "slmlib: [Errno 28] No space left on device\n"
 
 
@@ -138,14 +117,14 @@ def test_the_tests_behind_the_verdicts_are_a_table():
             assert any(all(word in row for word in told) for row in rows), told
 
 
-def test_workers_end_with_the_command(tmp_path):
+def test_workers_end_with_the_command(tmp_path, begin):
     """Killed outright it cannot tell them to."""
-    process = start(tmp_path, "--seeds", "40", "--workers", "1", epochs=4000)
-    wait_for(".running/*.safetensors", tmp_path, process)
+    process = begin(run_words, tmp_path, ("--seeds", "40", "--workers", "1"), (4000, 4000))
+    wait_for(".running/*.lock", tmp_path, process)
     command = ["pgrep", "-P", str(process.pid)]
     workers = subprocess.run(command, capture_output=True, encoding="utf-8").stdout.split()
     process.kill()
-    process.wait()
+    process.join()
     assert len(workers) >= 2
     wait_until(lambda: all(map(ended, workers)))
 

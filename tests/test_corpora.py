@@ -54,13 +54,6 @@ def offline(cache, monkeypatch):
 # The splits
 
 
-def test_tiny_shakespeare_is_split_where_the_paper_splits_it():
-    corpus, [raw] = real("tiny_shakespeare")
-    splits = [corpus.vocabulary.decode(ids) for ids in (corpus.train, corpus.valid, corpus.test)]
-    assert list(map(len, splits)) == [892_117, 111_669, 111_606] and "\n".join(splits) == raw.decode()
-    assert len(corpus.vocabulary) == 65
-
-
 @pytest.mark.parametrize("name", WORD_CORPORA)
 def test_word_corpora_have_the_papers_words(name):
     corpus, raw = real(name)

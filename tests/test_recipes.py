@@ -182,23 +182,15 @@ def test_in_a_time_the_best_run_is_chosen_that_was_no_longer(searched):
     for kind, architecture in ((MLPConfig, "mlp"), (TransformerConfig, "blocks")):
         e, seconds = recipes.best_within(40.0, corpus, architecture, searched)
         there = [r for r in searched.values() if isinstance(r.experiment.model, kind)]
-        assert (
-            seconds <= 40
-            and e.model
-            == min((r for r in there if r.seconds["training"] <= 40), key=lambda r: min(r.valid)).experiment.model
-        )
+        best = min((r for r in there if r.seconds["training"] <= 40), key=lambda r: min(r.valid))
+        assert seconds <= 40 and e.model == best.experiment.model
     with pytest.raises(ValueError, match="seconds must be 10 at least for mlp on 900,000 tokens, got 2"):
         recipes.best_within(2.0, corpus, "mlp", searched)
 
 
 def test_a_short_text_is_passed_over_only_so_often(searched):
-    corpus = text(9_000)
-    e, _ = recipes.best_within(1e9, corpus, "mlp", searched)
-    assert (
-        recipes.passes(e, len(corpus.train))
-        <= recipes.PASSES
-        < recipes.passes(recipes.best_within(1e9, text(900_000), "mlp", searched)[0], len(corpus.train))
-    )
+    few, many = (recipes.best_within(1e9, text(tokens), "mlp", searched)[0] for tokens in (9_000, 900_000))
+    assert recipes.passes(few, 9_000) <= recipes.PASSES < recipes.passes(many, 9_000)
 
 
 def test_the_next_play_begins_where_it_is_said_to(shakespeare):

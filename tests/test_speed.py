@@ -30,6 +30,9 @@ def test_muon_on_stacks_is_pytorchs(there, monkeypatch):
 
 
 def test_a_compiled_step_has_the_loss_and_gradients_of_the_step_dropout_and_all(monkeypatch):
+    inductor = pytest.importorskip("torch._inductor.config")
+    monkeypatch.setattr(inductor, "cpp_cache_precompile_headers", False)  # which takes longer than it saves here
+    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)  # what the processor says is taken as read, not compiled
     config = recipes.model("blocks", {"width": 16, "layers": 1, "context": 8, "dropout": 0.5, "conv": 2})
     training = TrainingConfig(batch=4, scored="every")
     windows = torch.randint(65, (4, 9), generator=random_stream(0, "windows"))

@@ -2,8 +2,8 @@ import copy
 import itertools
 import math
 import platform
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -277,7 +277,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("stops", [(4,), (9,), (10,), (12,), (5, 5, 5)], ids=str)
+@pytest.mark.parametrize("stops", [(4,), (12,), (5, 5, 5)], ids=str)
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_a_stopped_run_goes_on_to_the_same_bits(options, stops, checkpoint, stop_at, generator_left):
     whole, finished = run(**options), 0
@@ -591,19 +591,21 @@ def test_steps_reuse_the_memory_of_those_before():
     assert new_pages(6) < 6 * one_tensor
 
 
-LONG = """
-import resource, torch
-from slmlib import Corpus, TrainingConfig, TransformerConfig, Vocabulary, build, fit
-ids = [torch.arange(n) * 7919 % 10_000 for n in (50_000, 12_100, 2_000)]
-corpus = Corpus("made up", *ids, Vocabulary(tuple(map(str, range(10_000))), "word"))
-model = build(TransformerConfig(context=64, d_model=48, heads=3, layers=1, tied=True), 10_000, 0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fit(model, corpus, TrainingConfig(1, 64, None, batch=8, scored="every"), 0, progress=False)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
+def grown(tokens, windows):
+    """By how many MB a training makes its process grow, which has done nothing before."""
+    import resource
+
+    ids = [torch.arange(n) * 7919 % 10_000 for n in (50_000, tokens, 2_000)]
+    text = Corpus("made up", *ids, Vocabulary(tuple(map(str, range(10_000))), "word"))
+    model = build(TransformerConfig(context=8, d_model=16, heads=2, layers=1, tied=True), 10_000, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fit(model, text, TrainingConfig(1, windows, None, scored="every"), 0, progress=False)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed memory is not kept")
-def test_memory_does_not_grow_with_the_number_of_batches():
-    grown = float(subprocess.run([sys.executable, "-c", LONG], capture_output=True, check=True, text=True).stdout)
-    assert grown < 400  # MB; the logits of 190 batches of validation would be 480 more
+@pytest.mark.parametrize(("tokens", "windows"), [(3_000, 1_600), (50_000, 64)], ids=["training", "validation"])
+def test_memory_does_not_grow_with_the_number_of_batches(forkserver, tokens, windows):
+    with ProcessPoolExecutor(1, forkserver) as pool:
+        megabytes = pool.submit(grown, tokens, windows).result()
+    assert megabytes < 250  # 100 to 150; where each batch's loss stays by itself, 400 or more

@@ -4,18 +4,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import cycle
 
 import pytest
 import torch
-from conftest import epochs_in, same, wait_until
-from test_cli import experiment, start
+from conftest import end_of, epochs_in, same, wait_until
+from test_cli import experiment, run_words
 
 pytest.importorskip("distributed", reason='the extra "cluster" is not installed')
 
@@ -25,7 +25,6 @@ from slmlib.experiments import Store, run_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS, EPOCHS = range(3), 5
-WAIT = 120  # seconds, for what takes a few
 
 # A worker tells of each piece which run it is of, and how many epochs the checkpoint that it was given is into it.
 TRACE = """
@@ -40,66 +39,55 @@ experiments.trained = traced
 """
 
 
+def serve(command, *options):
+    """Be a scheduler or a worker, with nothing but a folder of its own."""
+    tempfile.tempdir = own = os.getcwd()
+    os.environ |= {"SLMLIB_DATA": own, "DASK_TEMPORARY_DIRECTORY": own}
+    import_module(f"distributed.cli.dask_{command}").main([*map(str, options)])
+
+
 class Machines:
     """A scheduler and workers, each a process in a folder of its own."""
 
-    def __init__(self, folder):
-        self.folder, self.all, self.workers, self.address = folder, [], [], None
+    def __init__(self, folder, begin):
+        self.folder, self.begin, self.all, self.workers, self.address = folder, begin, [], [], None
         (folder / "told.py").write_text(TRACE, encoding="utf-8")
-
-    def start(self, command, *options):
-        own = self.folder / str(len(list(self.folder.glob("*/"))))
-        own.mkdir()
-        nothing = {"SLMLIB_DATA": str(own), "TMPDIR": str(own), "DASK_TEMPORARY_DIRECTORY": str(own)}
-        path = os.pathsep.join(sys.path)  # the folder of the tests is not theirs, what they import is
-        with open(own / "said", "w", encoding="utf-8") as said:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.dask_{command}", *map(str, options)],
-                cwd=own,
-                env=os.environ | nothing | {"PYTHONPATH": path},
-                stdout=said,
-                stderr=said,
-            )
-        process.said = own / "said"
-        return process
 
     def schedule(self):
         file = self.folder / "scheduler.json"
         file.unlink(missing_ok=True)
         at = self.address.rpartition(":")[2] if self.address else 0
         options = "--host", "127.0.0.1", "--port", at, "--no-dashboard", "--scheduler-file", file
-        self.scheduler = self.start("scheduler", *options)
-        written = lambda: file.exists() and file.stat().st_size  # noqa: E731
-        wait_until(written, lambda: self.scheduler.poll() is None, self.said)
+        self.scheduler = self.begin(serve, "scheduler", *options)
+        wait_until(lambda: file.exists() and file.stat().st_size, self.scheduler.is_alive, self.said)
         self.address = json.loads(file.read_text(encoding="utf-8"))["address"]
 
     def work(self, count):
         """So many workers at least."""
-        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        self.workers = [worker for worker in self.workers if worker.is_alive()]
         options = "--nthreads", 1, "--no-nanny", "--no-dashboard", "--preload", self.folder / "told.py"
         while len(self.workers) < count:
-            self.workers.append(self.start("worker", self.address, *options))
+            self.workers.append(self.begin(serve, "worker", self.address, *options))
             self.all.append(self.workers[-1])
         for w in self.workers:
-            here = lambda w=w: "Registered to" in w.said.read_text("utf-8")  # noqa: E731
-            wait_until(here, lambda w=w: w.poll() is None, self.said)
+            wait_until(lambda w=w: "Registered to" in w.err.read_text("utf-8"), w.is_alive, self.said)
 
     def kill(self, process):
         process.kill()
-        process.wait()
+        process.join()
 
     def said(self):
-        return "\n".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob("*/said")))
+        return "\n".join(process.err.read_text(encoding="utf-8") for process in (self.scheduler, *self.all))
 
     def traced(self):
         """Of each worker's pieces the seeds and the epochs that they went on from, the first worker's first."""
-        told = [re.findall("^seed (\\d+) from (\\d+)$", w.said.read_text("utf-8"), re.MULTILINE) for w in self.all]
+        told = [re.findall("^seed (\\d+) from (\\d+)$", w.out.read_text("utf-8"), re.MULTILINE) for w in self.all]
         return [[(int(seed), int(epochs)) for seed, epochs in lines] for lines in told]
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory):
-    machines = Machines(tmp_path_factory.mktemp("machines"))
+def machines(tmp_path_factory, begin):
+    machines = Machines(tmp_path_factory.mktemp("machines"), begin)
     machines.schedule()
     yield machines
     for process in (machines.scheduler, *machines.workers):
@@ -129,7 +117,7 @@ def killed(machines, there, runs):
     """Kill a worker amid a piece: of which run, how many epochs the run was into when that began, which worker."""
     addresses = {pid: address for address, pid in there.client.run(os.getpid).items()}
     for victim in cycle(machines.workers):
-        victim.send_signal(signal.SIGSTOP)  # so that what it is at is what the scheduler says
+        os.kill(victim.pid, signal.SIGSTOP)  # so that what it is at is what the scheduler says
         keys = [key.rpartition("-")[0].rpartition("-from-") for key in there.client.processing()[addresses[victim.pid]]]
         asked = [(e, int(epochs)) for name, _, epochs in keys for e in runs if name.endswith(e.name) and int(epochs)]
         number = machines.all.index(victim)
@@ -137,7 +125,7 @@ def killed(machines, there, runs):
         if at_it:
             machines.kill(victim)
             return *at_it[0], number
-        victim.send_signal(signal.SIGCONT)
+        os.kill(victim.pid, signal.SIGCONT)
         time.sleep(0.05)
 
 
@@ -206,19 +194,19 @@ def test_where_no_scheduler_is_that_is_said(address, monkeypatch):
 
 
 def test_a_scheduler_that_dies_leaves_the_store_whole_and_the_command_says_how_to_go_on(
-    tmp_path, machines, two, serial
+    tmp_path, machines, two, serial, begin
 ):
     def command():
-        return start(tmp_path, "--seeds", str(len(SEEDS)), "--scheduler", two, epochs=EPOCHS)
+        return begin(run_words, tmp_path, ("--seeds", str(len(SEEDS)), "--scheduler", two), (EPOCHS, EPOCHS), 3)
 
     process = command()
-    wait_until(lambda: list(tmp_path.glob("*.json")) or process.poll() is not None, said=machines.said)
+    wait_until(lambda: list(tmp_path.glob("*.json")) or not process.is_alive(), said=machines.said)
     machines.kill(machines.scheduler)
-    _, said = process.communicate(timeout=WAIT)
+    code, _, said = end_of(process)
     message = (
         "no longer answers; all that came from it is kept. Start it again, and the same command goes on from here."
     )
-    assert process.returncode == 1 and said.rstrip().splitlines()[-1] == f"The scheduler at {two} {message}", said
+    assert code == 1 and said.rstrip().splitlines()[-1] == f"The scheduler at {two} {message}", said
     assert "Traceback" not in said and "distributed" not in said
     kept = list(Store(tmp_path))
     assert 1 <= len(kept) < len(SEEDS)
@@ -226,25 +214,21 @@ def test_a_scheduler_that_dies_leaves_the_store_whole_and_the_command_says_how_t
         machines.kill(worker)
     machines.schedule()
     assert machines.address == two
-    machines.work(2)
-    process = command()
-    out, said = process.communicate(timeout=WAIT)
-    assert process.returncode == 0 and out.count("test NLL") == len(SEEDS) - len(kept), said
+    machines.work(1)
+    code, out, said = end_of(command())
+    assert code == 0 and out.count("test NLL") == len(SEEDS) - len(kept), said
     found = list(Store(tmp_path))
     assert bare(found) == bare(serial) and all(record in found for record in kept)
 
 
-def test_a_cluster_for_trying_ends_with_ctrl_c():
-    command = [sys.executable, "-c", "from slmlib.cluster import main; main(0, 0)"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding="utf-8", start_new_session=True)
-    address = re.search(r"are at (tcp://127\.0\.0\.1:\d+)\.", process.stdout.readline())[1]
-    assert f"run words --scheduler {address} --store" in "".join(process.stdout.readline() for _ in range(2))
-    while "Ctrl-C" not in process.stdout.readline():
-        pass
+def test_a_cluster_for_trying_ends_with_ctrl_c(begin):
+    process = begin(cluster.main, 0, 0)
+    wait_until(lambda: "Ctrl-C" in process.out.read_text("utf-8"), process.is_alive, process.err.read_text)
+    address = re.search(r"are at (tcp://127\.0\.0\.1:\d+)\.", process.out.read_text("utf-8"))[1]
+    assert f"run words --scheduler {address} --store" in process.out.read_text("utf-8")
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=WAIT)
-    assert process.returncode == 0 and "Traceback" not in said, said
+    code, _, said = end_of(process)
+    assert code == 0 and "Traceback" not in said, said
     with pytest.raises(ProcessLookupError):  # none of them is left, soon
         for _ in range(100):
             os.killpg(process.pid, 0)

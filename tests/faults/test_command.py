@@ -12,8 +12,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from conftest import timeless
-from test_cli import experiment, start, wait_for
+from conftest import end_of, timeless
+from test_cli import experiment, run_words, wait_for
 from typer.testing import CliRunner
 
 from slmlib import __main__ as main
@@ -43,17 +43,17 @@ def test_an_error_ends_the_pools_workers_and_no_others():
         other.join()
 
 
-@pytest.mark.parametrize("workers", often(["4"], ["2", "4"]))  # with two that have nothing to do; and without
-def test_a_worker_that_the_system_kills_is_noticed_in_seconds(tmp_path, workers):
-    process = start(tmp_path, "--seeds", "2", "--workers", workers, epochs=4000)
-    wait_for(".running/*.safetensors", tmp_path, process, 2)
+@pytest.mark.parametrize("workers", often(["4"], ["2", "4"]))  # with one that has nothing to do; and without
+def test_a_worker_that_the_system_kills_is_noticed_in_seconds(tmp_path, begin, workers):
+    process = begin(run_words, tmp_path, ("--seeds", "2", "--workers", workers), (4000, 4000))
+    wait_for(".running/*.lock", tmp_path, process, 2)
     command = ["pgrep", "-f", "-P", str(process.pid), "multiprocessing.spawn"]
     found = subprocess.run(command, capture_output=True, encoding="utf-8").stdout
     last = int(found.split()[1])  # of the two that train
     began = time.monotonic()
     os.kill(last, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 15 and process.returncode == 1 and "Traceback" not in err
+    code, _, err = end_of(process, 60)
+    assert time.monotonic() - began < 15 and code == 1 and "Traceback" not in err
     (said,) = [line for line in err.splitlines() if "A worker was lost" in line]
     assert all(experiment(seed, 4000).name in said for seed in (0, 1))
     assert "fewer workers" in said and said.endswith("The same command goes on from here.")
