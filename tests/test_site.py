@@ -433,7 +433,7 @@ def test_the_page_computes_the_published_models_as_pytorch_does(page):
     page.goto((SITE / "book/models.html").as_uri())
     page.locator(".explore[data-explorer=models] .load button").click()
     page.wait_for_selector(".live textarea")
-    networks, counts, _ = explore._published(RESULTS / "weights")
+    networks, counts, _ = explore.published(RESULTS / "weights")
     text, draws = load_corpus("tiny_shakespeare").test, random.Random(0)
     lengths = [1, 128, *(draws.randint(1, 128) for _ in range(22))]
     prompts = [text[at : at + n] for n in lengths for at in [draws.randrange(100_000)]]
