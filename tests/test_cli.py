@@ -12,8 +12,8 @@ from conftest import end_of, wait_until
 from typer.testing import CliRunner
 
 from slmlib import __main__ as main
-from slmlib import cluster, load_corpus, tryout, verdicts
-from slmlib.experiments import RESULTS, Experiment, Store
+from slmlib import chapters, cluster, load_corpus, tryout
+from slmlib.experiments import Experiment, Store
 from slmlib.models import MLPConfig
 from slmlib.training import TrainingConfig
 
@@ -111,7 +111,7 @@ def test_checkpoints_are_kept_for_longer_runs_if_asked_for(kept, tmp_path, here)
 
 def test_the_tests_behind_the_verdicts_are_a_table():
     rows = CliRunner(env={"COLUMNS": "250"}).invoke(main.app, ["verdicts"]).stdout.splitlines()
-    for verdict in verdicts.judge(verdicts.Evidence.read(RESULTS)):
+    for verdict in chapters.judged():
         for contrast in verdict.contrasts:
             told = {verdict.claim, verdict.verdict, contrast.says, f"{contrast.estimate.effect:+.3f}"}
             assert any(all(word in row for word in told) for row in rows), told

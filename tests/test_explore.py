@@ -13,14 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from slmlib import explore, load_corpus, recipes, studies, tryout
+from slmlib import chapters, explore, load_corpus, recipes, studies, tryout
 from slmlib.experiments import RESULTS, Store
 from slmlib.flops import flops_per_window
 from slmlib.models import LinearConfig, MLPConfig, TransformerConfig, build, n_parameters
 from slmlib.ngrams import KneserNey
 from slmlib.recipes import best_under
 from slmlib.training import TrainingConfig
-from slmlib.verdicts import Evidence, judge
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +139,8 @@ def test_learning_looks_on_the_way_at_what_it_trains(corpus):
 
 
 def test_the_lottery_draws_every_pair_and_counts_them():
-    evidence = Evidence.read()
-    explorer = explore.lottery(evidence)
-    asked = [one for v in judge(evidence) if v.reading == "paper" for one in v.contrasts]
+    explorer = explore.lottery(chapters.evidence())
+    asked = [one for v in chapters.judged() if v.reading == "paper" for one in v.contrasts]
     assert len(explorer.controls[0].options) == len(asked)
     a, b = asked[0].values
     wins = sum(x > y for x in a for y in b)

@@ -14,7 +14,7 @@ from first_screen import MARKS
 from test_paper import invented
 from typer.testing import CliRunner
 
-from slmlib import paper, recipes, screen, stats, studies, verdicts
+from slmlib import chapters, paper, recipes, screen, stats, studies, verdicts
 from slmlib.__main__ import app
 from slmlib.chapters import CONTEXT, counted
 from slmlib.experiments import RESULTS, Store
@@ -26,12 +26,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def evidence():
-    return Evidence.read()
+    return chapters.evidence()
 
 
 @pytest.fixture(scope="module")
-def judged(evidence):
-    return verdicts.judge(evidence)
+def judged():
+    return chapters.judged()
 
 
 @pytest.fixture(scope="module")
