@@ -353,7 +353,10 @@ def try_(
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = min(2, os.cpu_count() or 1),
     seed: Annotated[int, typer.Option(min=0, help="Of the networks.")] = 0,
     keep: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Where the mixture goes; default: here, named after FILE.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Where the mixture goes; default: here, named after FILE, numbered if taken."
+        ),
     ] = None,
     read_on: Annotated[
         bool, typer.Option("--read-on", help="Test them once more, learning what they have read; takes longer.")
@@ -380,7 +383,7 @@ def try_(
                 err.print(f"unknown {unit.value}s of {split}: {lacking:,} ({share})", highlight=False)
         seconds = None if flops is not None else 60 * (2 if minutes is None else minutes)
         say = partial(err.print, style="dim")
-        found = tryout.attempt(corpus, seconds, flops, workers, seed, say, read_on)
+        found = tryout.attempt(corpus, seconds, flops, workers, seed, say)
     except (OSError, ValueError, Diverged, MemoryError) as error:
         raise _refuse(error) from None
     except BrokenExecutor as error:
@@ -392,7 +395,10 @@ def try_(
         tryout.keep(keep, found.mixture, found.experiment, corpus.vocabulary)
     except NotWritten as error:
         refused = error
-    rows = [asdict(row) for row in found.rows]
+    try:
+        rows = [asdict(row) for row in found.rows + (tryout.reading_on(found, corpus, say) if read_on else [])]
+    except (ValueError, MemoryError) as error:
+        raise _refuse(error) from None
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
@@ -409,7 +415,7 @@ def try_(
     kept = shlex.quote(f"./{keep}" if str(keep).startswith("-") else str(keep))  # no option
     command = "python -m slmlib"
     say = (
-        f"{found.rows[4].model} are in {keep}, together with the text that was counted. Let them write:\n"
+        f"{found.rows[-1].model} are in {keep}, together with the text that was counted. Let them write:\n"
         f"  {command} generate {kept} -n 200\nand score another text:\n  {command} score {kept} TEXT"
     )
     print(say, file=sys.stderr if as_json else sys.stdout)

@@ -258,7 +258,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 class _Package(ModuleType):
-    """The package: it lets each of its modules explain itself as soon as that is loaded and becomes its attribute."""
+    """The package: it lets each of its modules explain itself as soon as that is loaded, not when it is reloaded."""
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)

@@ -224,7 +224,7 @@ def _download(url: str, output: str, _pooch: object) -> None:
                 bar.reset(size)
             bar.update(so_far - bar.n)
             took = time.monotonic() - began
-            if took > PATIENCE and so_far < SLOWEST * took:
+            if took > PATIENCE and so_far < SLOWEST * took and not done.done():
                 raise TimeoutError(f"{so_far} bytes in {took:.0f} s; below {SLOWEST} bytes a second it is given up")
     done.result()
 

@@ -196,7 +196,7 @@ def of_orders(orders: Iterable[int], vocab_size: int, ids: Tensor) -> dict[int, 
     Raises:
         ValueError: as ``KneserNey`` and its ``fit`` do.
     """
-    return next(of_beginnings(orders, vocab_size, ids, [len(ids)]))
+    return next(of_beginnings(orders, vocab_size, ids, [len(token_ids(ids, vocab_size))]))
 
 
 def of_beginnings(

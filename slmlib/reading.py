@@ -4,7 +4,7 @@ For networks this is dynamic evaluation (Mikolov et al., 2010; Krause et al., 20
 compression has them. Shapes: N tokens are scored.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -81,12 +81,13 @@ def read(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: kept[f"{name}, read on"] for name in ("valid", "whole")}
 
 
-def counted(corpus: Corpus, training: TrainingConfig, context: int) -> dict[str, Counted]:
+def counted(corpus: Corpus, training: TrainingConfig, context: int, orders: Sequence[int] = ()) -> dict[str, Counted]:
     """As ``mixing.counted``, of counts that take in each part once they have predicted it: "valid" and "whole".
 
-    They begin with those of the train split; what they read of one split they have not read of the other.
+    They begin with those of the train split; what they read of one split they have not read of the other. Their
+    orders are those of ``mixing.ORDERS`` if none are given.
     """
-    orders, V = ORDERS[corpus.vocabulary.unit], len(corpus.vocabulary)
+    orders, V = orders or ORDERS[corpus.vocabulary.unit], len(corpus.vocabulary)
     before = max(orders)  # so many tokens are looked back at
     there = {}
     for name, ids, look in (("valid", corpus.valid, training.validation), ("whole", corpus.test, training.whole_test)):

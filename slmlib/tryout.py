@@ -84,7 +84,6 @@ def attempt(
     workers: int = 2,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
-    read_on: bool = False,
 ) -> Tried:
     """Count, train an MLP and a transformer within a budget, and mix the better of them with the counts.
 
@@ -98,8 +97,6 @@ def attempt(
         workers: processes. With one the networks are trained one after the other, each for half of the time.
         seed: of the networks.
         say: is told what is going on, a line each time.
-        read_on: test counts and mixture once more, as models that learn what they have read (``reading``), at a rate
-            that validation chooses. Its time comes on top of the budget; what is kept does not read on.
 
     Raises:
         ValueError: if not exactly one budget is given, or it is too small or too large; names the bounds.
@@ -187,22 +184,34 @@ def attempt(
     remembered = size + better.parameters
     write = partial(generate, mixture, cache=isinstance(mixture.network, Transformer))
     rows.append(Row(f"{better.model} and counting", nll, took, better.flops, remembered, sample(write)))
-    chosen = found[best].record.experiment
-    if read_on:
-        there, part = len(corpus.test) - recipes.FIRST_SCORED, reading.PART
-        say(
-            f"reading on, {part:,} {unit}s at a time"
-            + ("" if there > part else f", which the test text has not got: {there:,}")
-        )
-        began = time.perf_counter()
-        with one_thread():
-            taken_in = reading.counted(corpus, looks, recipes.FIRST_SCORED)
-            for of, beside in ((rows[1], []), (rows[-1], [networks[best]])):
-                learnt = [reading.read(reading.losses(model, corpus, chosen.training)) for model in beside]
-                nll = mixing.together(learnt, taken_in)["whole"].mean().item()
-                took = of.seconds + time.perf_counter() - began
-                rows.append(replace(of, model=f"{of.model}, reading on", test_nll=nll, seconds=took, sample=""))
-    return Tried(rows, chosen, mixture)
+    return Tried(rows, found[best].record.experiment, mixture)
+
+
+def reading_on(found: Tried, corpus: Corpus, say: Callable[[str], None] = lambda text: None) -> list[Row]:
+    """Rows of the mixed counts and of the mixture once more, as models that learn each part they read (``reading``).
+
+    The network's rate is the one of ``reading.RATES`` with the lowest loss in reading the validation split on, the
+    smallest where that is a single part. Counts are made anew for each part: ten times the text takes a hundred times
+    as long.
+
+    Args:
+        found: what ``attempt`` gave.
+        corpus: for that text.
+        say: is told how much there is to read.
+    """
+    unit, training = corpus.vocabulary.unit, found.experiment.training
+    n = [ceil((len(ids) - recipes.FIRST_SCORED) / reading.PART) for ids in (corpus.valid, corpus.test)]
+    say(f"reading on, {reading.PART:,} {unit}s at a time: {n[0]} parts of validation and {n[1]} of test text")
+    rows, began = [], time.perf_counter()
+    with one_thread():
+        orders = [model.order for model in found.mixture.counts]
+        taken_in = reading.counted(corpus, training, recipes.FIRST_SCORED, orders)
+        for of, networks in ((found.rows[1], []), (found.rows[4], [found.mixture.network])):
+            learnt = [reading.read(reading.losses(model, corpus, training)) for model in networks]
+            nll = mixing.together(learnt, taken_in)["whole"].mean().item()
+            took = of.seconds + time.perf_counter() - began
+            rows.append(replace(of, model=f"{of.model}, reading on", test_nll=nll, seconds=took, sample=""))
+    return rows
 
 
 def _network(plain: Corpus, architecture: str, plan: Experiment | float, seed: int) -> _Network:

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
@@ -58,6 +60,8 @@ def apart(folder, function, args):
 def begin(forkserver, tmp_path_factory):
     """begin(function, ...): a process, in a session and a folder of its own; what it says is in ``out`` and ``err``."""
 
+    started = []
+
     def begin(function, *args):
         folder = tmp_path_factory.mktemp("apart")
         process = forkserver.Process(target=apart, args=(folder, function, args))
@@ -65,14 +69,21 @@ def begin(forkserver, tmp_path_factory):
         for said in (process.out, process.err):
             said.touch()
         process.start()
+        started.append(process)
         return process
 
-    return begin
+    yield begin
+    for process in started:
+        if process.is_alive():  # else pytest would wait for it
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
 
 
 def end_of(process, seconds=120):
     """What it exits with, soon, and what it has said."""
     process.join(seconds)
+    assert process.exitcode is not None, f"still running: {process.err.read_text(encoding='utf-8')}"
     return process.exitcode, process.out.read_text(encoding="utf-8"), process.err.read_text(encoding="utf-8")
 
 

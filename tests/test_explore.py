@@ -196,9 +196,9 @@ def test_what_is_packed_for_the_page_is_what_there_is(published, corpus, monkeyp
     script = packing.packed(published)
     data = gzip.decompress(base64.b64decode(re.fullmatch(r'window.slmModels = "(.*)";\n', script).group(1)))
     tensors, length = safetensors.torch.load(data), int.from_bytes(data[:8], "little")
-    about = json.loads(data[8 : 8 + length])["__metadata__"]
-    assert tuple(json.loads(about["vocabulary"])) == corpus.vocabulary.tokens
-    _, *networks = json.loads(about["models"])
+    about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["about"])
+    assert tuple(about["vocabulary"]) == corpus.vocabulary.tokens
+    _, *networks = about["models"]
     assert [n["name"] for n in networks] == list(studies.PUBLISHED)
     for name in studies.PUBLISHED:
         for key, w in tryout.load(published / studies.file_of(name)).network.state_dict().items():

@@ -70,6 +70,14 @@ def test_fewer_rates_are_tried_than_there_are():
     assert len(at("MLP T=8", 1e11, found)) == len(frontier.RATES) + 2
 
 
+def test_no_best_rate_rose_where_higher_ones_were_tried():
+    found = Store(RESULTS / "frontier").found()
+    for family in frontier.FAMILIES:
+        best = [frontier.best_rate(family, budget, found) for budget in frontier.BUDGETS[:3]]
+        settled = [rate for rate in best if rate is not None]
+        assert settled == sorted(settled, reverse=True), family
+
+
 def test_nothing_is_asked_before_what_it_depends_on():
     first = frontier.frontier(3, {})
     assert {e.seed for e in first} == {0} and len(first) == len(frontier.FAMILIES) * len(frontier.RATES)

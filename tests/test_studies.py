@@ -26,6 +26,12 @@ def test_a_suite_lists_each_experiment_once_for_each_seed(suite):
     assert {replace(e, seed=0) for e in three} == set(one)
 
 
+def test_depth_and_context_are_swept_at_equal_windows_from_the_papers_transformer():
+    experiments = studies.depth_context(1)
+    assert len({e.training for e in experiments}) == 1
+    assert {replace(e.model, context=128, layers=3) for e in experiments} == {paper.run("Transformer").model}
+
+
 @pytest.mark.parametrize("changes", studies.CHANGES)
 def test_changes_cost_the_same_and_lead_from_the_papers_transformer_to_todays(changes):
     tried, budget = studies.tried(changes), studies.LARGER if changes == "again" else studies.GAIN

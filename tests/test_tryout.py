@@ -45,13 +45,12 @@ def tried(file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tryout, "FEW_STEPS", 10**6)
         patch.setattr(recipes, "PASSES", 0.01)
-        patch.setattr(reading, "PART", 300)
-        return corpus, tryout.attempt(corpus, flops=1e10, workers=1, say=said.append, read_on=True)
+        return corpus, tryout.attempt(corpus, flops=1e10, workers=1, say=said.append)
 
 
 def test_counting_and_two_networks_are_tried_and_mixed(tried):
     corpus, found = tried
-    counting, orders, mlp, blocks, mixed = found.rows[:5]
+    counting, orders, mlp, blocks, mixed = found.rows
     assert counting.model.startswith("counting, order ") and orders.model == "counting, 4 orders mixed"
     assert counting.flops == orders.flops == 0 and orders.test_nll <= counting.test_nll + 0.02
     assert (mlp.model, blocks.model) == ("MLP", "transformer")
@@ -77,24 +76,26 @@ def test_the_network_that_is_kept_is_validations_choice_and_scores_what_is_said(
 
 
 def mixed_of(found):
-    return found.rows[4].model
+    return found.rows[-1].model
 
 
 def test_two_processes_find_what_one_does(tried, spawned, monkeypatch):
     corpus, found = tried
     monkeypatch.setattr(tryout, "process_pool", lambda workers: nullcontext(spawned))
     again = tryout.attempt(corpus, flops=1e10, workers=2)
-    assert [replace(row, seconds=0.0) for row in again.rows] == [replace(row, seconds=0.0) for row in found.rows[:5]]
+    assert [replace(row, seconds=0.0) for row in again.rows] == [replace(row, seconds=0.0) for row in found.rows]
 
 
 def test_counts_and_mixture_read_on_where_they_are_asked_to(tried, monkeypatch):
     monkeypatch.setattr(reading, "PART", 300)
     corpus, found = tried
-    _, orders, *_, mixed, counts_on, mixed_on = found.rows
+    _, orders, *_, mixed = found.rows
+    counts_on, mixed_on = tryout.reading_on(found, corpus, said.append)
+    assert "300 characters at a time: 10 parts of validation and 10 of test" in said[-1]
     assert (counts_on.model, mixed_on.model) == (f"{orders.model}, reading on", f"{mixed.model}, reading on")
     assert counts_on.test_nll < orders.test_nll and mixed_on.test_nll < mixed.test_nll
     of = reading.losses(found.mixture.network, corpus, found.experiment.training)
-    counts = reading.counted(corpus, found.experiment.training, 128)
+    counts = reading.counted(corpus, found.experiment.training, 128, [m.order for m in found.mixture.counts])
     by_hand = mixing.together([reading.read(of)], counts)["whole"].mean().item()
     assert mixed_on.test_nll == pytest.approx(by_hand, abs=1e-5)
 
@@ -154,10 +155,10 @@ def test_a_kept_mixture_scores_what_the_table_says_and_writes_what_it_wrote(trie
     tryout.keep(tmp_path / "both", found.mixture, found.experiment, corpus.vocabulary)
     network, _, mixture = tryout.load(tmp_path / "both")
     alone, both = mixture.nll(corpus.test, found.experiment.training.test)
-    assert both.mean().item() == pytest.approx(found.rows[4].test_nll, abs=1e-6)
+    assert both.mean().item() == pytest.approx(found.rows[-1].test_nll, abs=1e-6)
     assert alone.mean().item() == pytest.approx(evaluate(network, corpus.test, found.experiment.training.test), 1e-5)
     written = generate(mixture, corpus.test[:128], 40, 1.0, random_stream(0, "text"), 0, mixed_of(found)[0] == "t")
-    assert corpus.vocabulary.decode(written[128:]) == found.rows[4].sample[:40]
+    assert corpus.vocabulary.decode(written[128:]) == found.rows[-1].sample[:40]
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
@@ -183,14 +184,17 @@ def at_once(tried, monkeypatch):
 def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_once):
     monkeypatch.chdir(tmp_path)
     result = command("try", file, "--minutes", "3", "--workers", "1", "--json")
-    _, seconds, flops, workers, seed, _, read_on = at_once[0]
-    assert (seconds, flops, workers, seed, read_on) == (180.0, None, 1, 0, False)
+    _, seconds, flops, workers, seed, _ = at_once[0]
+    assert (seconds, flops, workers, seed) == (180.0, None, 1, 0)
     rows = json.loads(result.stdout)
     assert "and counting are in cats.safetensors, together with the text that was counted" in result.stderr
+    monkeypatch.setattr(tryout, "reading_on", lambda found, corpus, say: found.rows[:2])
+    assert len(json.loads(command("try", file, "--read-on", "--json").stdout)) == 7
+    Path("cats-2.safetensors").unlink()
     first = Path("cats.safetensors").read_bytes()
     assert "are in cats-2.safetensors" in command("try", file, "--json").stderr
     assert Path("cats.safetensors").read_bytes() == first
-    assert [set(row) for row in rows] == [{"model", "test_nll", "seconds", "flops", "parameters", "sample"}] * 7
+    assert [set(row) for row in rows] == [{"model", "test_nll", "seconds", "flops", "parameters", "sample"}] * 5
     written = command("generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1").stdout
     assert written.startswith("the cat") and len(written) == len("the cat") + 30 + 1
     same = "generate", "cats.safetensors", "--prompt", "the cat", "-n", "30", "--seed", "1"

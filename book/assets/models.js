@@ -140,8 +140,8 @@
   };
 
   const load = async () => {
-    const [header, bytes] = await read(window.slmModels), vocabulary = JSON.parse(header.__metadata__.vocabulary);
-    const models = JSON.parse(header.__metadata__.models).map(({ name, kind, config }) => {
+    const [header, bytes] = await read(window.slmModels), about = JSON.parse(header.__metadata__.about);
+    const { vocabulary } = about, models = about.models.map(({ name, kind, config }) => {
       const own = Object.entries(header).filter(([key]) => key.startsWith(`${name}.`));
       const w = Object.fromEntries(own.map(([key, of]) => [key.slice(name.length + 1), weights(bytes, of.data_offsets)]));
       const make = { mlp, transformer }[kind], packed = bytes.subarray(...header.counts.data_offsets);

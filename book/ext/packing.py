@@ -40,6 +40,6 @@ def packed(folder: Path = RESULTS / "weights") -> str:
             times //= 128
         data.append(times)
         before = gram
-    about = {"vocabulary": json.dumps(vocabulary.tokens), "models": json.dumps(listed)}
-    whole = save(tensors | {"counts": torch.frombuffer(data, dtype=torch.uint8)}, about)
+    about = json.dumps({"vocabulary": vocabulary.tokens, "models": listed})  # one text: several come in any order
+    whole = save(tensors | {"counts": torch.frombuffer(data, dtype=torch.uint8)}, {"about": about})
     return f'window.slmModels = "{base64.b64encode(gzip.compress(whole, 9, mtime=0)).decode()}";\n'
