@@ -191,8 +191,8 @@ def reading_on(found: Tried, corpus: Corpus, say: Callable[[str], None] = lambda
     """Rows of the mixed counts and of the mixture once more, as models that learn each part they read (``reading``).
 
     The network's rate is the one of ``reading.RATES`` with the lowest loss in reading the validation split on, the
-    smallest where that is a single part. Counts are made anew for each part: ten times the text takes a hundred times
-    as long.
+    smallest where that is a single part. Counts are made anew for each part, in a time that grows with the square of
+    the text.
 
     Args:
         found: what ``attempt`` gave.
