@@ -66,18 +66,20 @@ class Explorer:
 
     def page(self) -> str:
         """The HTML for a page without a kernel: the first frame, and the others as inert templates."""
+        start = tuple(control.start for control in self.controls)
         if self.data is None:
             every = product(*(range(len(control.options)) for control in self.controls))
-            more = "".join(f'<template data-at="{",".join(map(str, at))}">{self.frame(*at)}</template>' for at in every)
+            frames = {at: self.frame(*at) for at in every}
+            more = "".join(f'<template data-at="{",".join(map(str, at))}">{of}</template>' for at, of in frames.items())
         else:
+            frames = {start: self.frame(*start)}
             text = json.dumps(self.data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
             more = f'<script type="application/json">{text}</script>'
-        first = self.frame(*(control.start for control in self.controls))
         return (
             f'<div class="explore" data-explorer="{escape(self.name)}" role="group" '
             f'aria-label="{escape(self.caption)}">'
             f'<div class="controls" hidden>{"".join(map(_control, self.controls))}</div>'
-            f'<div class="frame mathjax_ignore" aria-live="polite">{first}</div>{more}{self.more}'
+            f'<div class="frame mathjax_ignore" aria-live="polite">{frames[start]}</div>{more}{self.more}'
             f'<p class="caption">{escape(self.caption)}</p></div>'
         )
 
