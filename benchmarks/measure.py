@@ -297,6 +297,7 @@ _WITHOUT = {
     "Dropout": (speed.Dropout, "forward", _dropout, ("mlp", "transformer", "tiny, width 64")),
     "fast_matmul": (speed, "LARGE", 10**18, ("linear", "mlp", "transformer")),
     "fast_matmul for large products only": (speed, "LARGE", 0, ("tiny, width 48", "tiny, width 64")),
+    "products": (models, "products", lambda q, k: q @ k.mT, MAIN[2:]),
     "the last block at the last position": (models.Transformer, "forward", _whole_last_block, MAIN[2:]),
 }
 

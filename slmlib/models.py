@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import Checked, Unfit, integer, number, short, token_ids
-from .speed import Dropout, building, look_up
+from .speed import Dropout, building, look_up, products
 from .windows import random_stream
 
 EVERY, LAST = slice(None), slice(-1, None)  # the positions to score
@@ -249,7 +249,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
         (B, H, S, T); rows sum to 1.
     """
     S, T = q.size(-2), k.size(-2)
-    scores = (q / q.size(-1) ** 0.5) @ k.transpose(-1, -2)
+    scores = products(q / q.size(-1) ** 0.5, k)
     if S > 1:  # the last position alone may look everywhere
         scores += torch.full((S, T), -torch.inf, device=q.device).triu(T - S + 1)
     return scores.softmax(-1)

@@ -52,6 +52,29 @@ _operator = torch.library.custom_op("slmlib::draws", _draws, mutates_args=(), ta
 _operator.register_fake(lambda like: like.new_empty(4 * -(-like.numel() // 4), dtype=torch.int16))
 
 
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """Of queries (…, S, D) and keys (…, T, D), (…, S, T).
+
+    By ``q @ k.mT`` alone, which is ahead for few keys, a step of the paper's one block takes 1.07 times as long (1.05
+    to 1.09), of its transformer as long.
+    """
+    return q @ k.mT if k.numel() < 2**18 else _Products.apply(q, k.contiguous())
+
+
+class _Products(torch.autograd.Function):
+    """Autograd by itself forms the gradient of the keys the other way up, and has to turn it."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k)
+        return q @ k.mT
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        return gradient @ k, gradient.mT @ q
+
+
 def look_up(embed: nn.Embedding, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     """A linear layer on a window's embeddings side by side, (B, T) ids -> (B, out), as a sum of T rows of a table.
 

@@ -78,8 +78,9 @@ def test_what_is_published_is_whole_and_the_readme_shows_it():
         assert PUBLISHED["step_ratio"][name] == row["ratio"]
         assert PUBLISHED["of_limit"][name] == pytest.approx(row["products"] + row["memory"])
     there = {*measure._WITHOUT, "look_up", "keep_freed_memory"}
-    assert {t["trick"] for t in PUBLISHED["tricks"]} - {"Muon"} == there  # which is younger than that measurement
-    assert {t["trick"] for t in AVX2["tricks"]} == {*there, "Muon"}
+    younger = {"products"}  # than those measurements, as Muon is than the first
+    assert {t["trick"] for t in PUBLISHED["tricks"]} - {"Muon"} == there - younger
+    assert {t["trick"] for t in AVX2["tricks"]} == {*there, "Muon"} - younger
     assert set(AVX2["compiled"]) == set(measure.COMPILED)
     shown = (ROOT / "README.md").read_text(encoding="utf-8").partition(BENCH_MARKS[0])[2].partition(BENCH_MARKS[1])[0]
     assert shown == markdown(measure.rows(PUBLISHED))

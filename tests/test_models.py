@@ -345,6 +345,18 @@ def test_attention_weights_are_those_of_pytorch(S):
     close(attention_weights(q, k), F.scaled_dot_product_attention(q, k, v, attn_mask=past), 1e-6)
 
 
+@pytest.mark.parametrize("scored", [slice(None), slice(-1, None)])
+def test_many_windows_are_attended_to_as_by_pytorch_gradients_too(scored):
+    """Enough of them that the products of queries and keys have a gradient of their own."""
+    attention = build(TransformerConfig(context=64, d_model=64, layers=1), 5, seed=0).blocks[0].attention.eval()
+    x = torch.randn(65, 64, 64, generator=stream()).requires_grad_()
+    q, k, v = attention.project(x, scored)
+    y = attention.out(F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1).transpose(1, 2).flatten(2))
+    found = [[of, *torch.autograd.grad(of.sum(), [x, *attention.parameters()])] for of in (attention(x, scored), y)]
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
 def test_attention_weights_stand_large_scores():
     q = torch.tensor([300.0, -300.0]).expand(1, 1, 4, 2)
     close(attention_weights(q, q), torch.ones(4, 4).tril().div(torch.arange(1, 5)[:, None])[None, None], 1e-6)
