@@ -325,26 +325,19 @@ def _not_looked_up(case: Case, seconds: float) -> Ratio:
     model, ids = build(case.config, V, seed=0), text(10_000 + case.config.context)
 
     def without():
-        there = type(model).tabulated
-        type(model).tabulated = lambda model: model
-        try:
+        with patch.object(type(model), "tabulated", lambda model: model):
             evaluate(model, ids)
-        finally:
-            type(model).tabulated = there
 
     return pairs(partial(evaluate, model, ids), without, seconds)
 
 
 def _without(owner: object, name: str, instead: object, case: Case, seconds: float) -> Ratio:
-    steps, there = Steps(case), getattr(owner, name)
+    steps = Steps(case)
     count = max(1, round(0.1 / _time(partial(steps, 1))))
 
     def without():
-        setattr(owner, name, instead)
-        try:
+        with patch.object(owner, name, instead):
             steps(count)
-        finally:
-            setattr(owner, name, there)
 
     return pairs(partial(steps, count), without, seconds).each(count)
 

@@ -199,13 +199,27 @@ def convolved(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, li
     return there
 
 
+#: Weight decays tried on the largest transformer with short convolutions, once all else was chosen, and seeds of each.
+DECAYS = {0.3: SEEDS, 1.0: 1}
+
+
+def decayed(today: Mapping[tuple[str, float], list[Record]]) -> dict[float, list[Experiment]]:
+    """The transformers of ``convolved`` at 3·10¹³ FLOPs, whose weight decay is 0.1, by another."""
+    runs = convolved(today).get(3e13, [])
+    return {
+        decay: [replace(run, training=replace(run.training, weight_decay=decay)) for run in runs[:seeds]]
+        for decay, seeds in DECAYS.items()
+    }
+
+
 def gain(seeds: int, found: Found) -> list[Experiment]:
     """What buys the gain of today's training: each change at each of its rates, then other seeds of its best.
 
-    And what short convolutions add to it, budget by budget.
+    And what short convolutions add to it, budget by budget, and more weight decay to that.
     """
     today = recipes.runs(Store(RESULTS / "today").found())
-    wanted = [*reached().values(), *(run for runs in convolved(today).values() for run in runs)]
+    wanted = [*reached().values()]
+    wanted += [run for of in (convolved(today), decayed(today)) for runs in of.values() for run in runs]
     for changes in CHANGES:
         wanted += [run for of in (tried(changes), gained(found, changes)) for runs in of.values() for run in runs]
     return wanted

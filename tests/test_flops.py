@@ -33,6 +33,9 @@ VARIANTS = [
     replace(SMALL, conv=3),
     replace(SMALL, conv=3, ff_width=0),
     replace(SMALL, conv=11),
+    replace(SMALL, norm="pre", ff_width=0),
+    replace(SMALL, norm="pre", positions="rope", conv=3),
+    replace(SMALL, norm="pre", positions="none", conv=3, ff_width=0),
 ]
 
 
@@ -101,8 +104,9 @@ def test_only_the_last_layer_of_a_transformer_scored_at_one_position_absorbs():
     ]
     assert saved[0] == saved[1] > 0
     assert flops_per_window(deep, 7, "absorbed", scored="every") == flops_per_window(deep, 7, "needed", scored="every")
-    for config in (LinearConfig(), MLPConfig()):
-        assert flops_per_window(config, 7, "absorbed") == flops_per_window(config, 7, "needed")
+    for config in (LinearConfig(), MLPConfig()):  # which need all that is written, too
+        needed = forward_flops(config, 7, "needed")
+        assert forward_flops(config, 7, "absorbed") == needed == forward_flops(config, 7, "written")
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=str)
@@ -127,11 +131,6 @@ def test_a_kind_of_ones_own_costs_what_is_counted(monkeypatch):
     shape = {"context": 4, "d_model": 6, "hidden": 8}
     mlp = sum(forward_flops(MLPConfig(**shape), 7).values())
     assert forward_flops(TwiceConfig(**shape), 7) == {"counted": 2 * mlp}
-
-
-@pytest.mark.parametrize("config", [LinearConfig(), MLPConfig()], ids=str)
-def test_linear_and_mlp_need_all_that_is_written(config):
-    assert forward_flops(config, 65) == forward_flops(config, 65, "written")
 
 
 def test_the_papers_figure_is_named_for_what_it_is():
@@ -174,16 +173,11 @@ def test_the_committed_records_counted_what_the_closed_form_says():
 
 
 def test_flops_as_text():
-    assert [as_text(x) for x in (1e11, 3e12, 2.54e13, 9.96e9, 250)] == [
-        "10¹¹",
-        "3\xa0·\xa010¹²",
-        "2.5\xa0·\xa010¹³",
-        "10¹⁰",
-        "2.5\xa0·\xa010²",
-    ]
+    said = ", ".join(map(as_text, (1e11, 3e12, 2.54e13, 9.96e9, 250)))
+    assert said == "10¹¹, 3 · 10¹², 2.5 · 10¹³, 10¹⁰, 2.5 · 10²".replace(" · ", "\xa0·\xa0")
 
 
-@pytest.mark.parametrize("config", [MLPConfig(4, 8, 32), *VARIANTS[-13:]], ids=repr)  # the others have the same ones
+@pytest.mark.parametrize("config", [MLPConfig(4, 8, 32), *VARIANTS[-16:]], ids=repr)  # the others have the same ones
 def test_muons_own_products_are_those_that_pytorch_makes(config):
     matrices = hidden_matrices(build(config, 65, seed=0))
     for p in matrices:

@@ -8,17 +8,8 @@ from conftest import close, same, stream
 from torch import nn
 from torch.nn import functional as F
 
-from slmlib import paper
-from slmlib.models import (
-    LinearConfig,
-    MLPConfig,
-    TransformerConfig,
-    attention_weights,
-    build,
-    generate,
-    hidden_matrices,
-    n_parameters,
-)
+from slmlib import LinearConfig, MLPConfig, TransformerConfig, build, generate, n_parameters, paper
+from slmlib.models import attention_weights, hidden_matrices
 from slmlib.speed import Dropout, dropping_by
 
 V, T, B = 11, 8, 3
@@ -68,23 +59,6 @@ def test_parameter_counts_are_the_papers(run):
     assert count.total == run.params
     tables = vocab_size + (run.model.context if getattr(run.model, "positions", None) == "learned" else 0)
     assert count.without_embeddings == run.params - tables * run.model.d_model
-
-
-# What test_benchmarks.py holds against a textbook's models
-
-GRID = [
-    replace(SMALL, norm=norm, positions=where, layers=layers)
-    for norm in ("post", "pre")
-    for where in ("learned", "rope", "none")
-    for layers in (1, 3)
-]
-PARTS_TAKEN_OUT = [
-    replace(SMALL, **change)
-    for change in ({"norm": "none"}, {"residual": False}, {"ff_width": 0}, {"heads": 1}, {"norm": "pre", "ff_width": 0})
-] + [
-    replace(SMALL, conv=3, norm=norm, positions=where, ff_width=width)
-    for norm, where, width in (("pre", "rope", 24), ("post", "learned", 24), ("pre", "none", 0))
-]
 
 
 # Initialisation

@@ -39,35 +39,16 @@ def losses(monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", recipes.LADDERS)
-def test_the_search_walks_to_the_lowest_validation_loss(architecture, losses):
-    found = {}
-    for _ in range(200):
-        asked = []
-        for budget, point, runs in recipes.search(architecture, found):
-            asked += runs
-            if point is None or budget == 3e10:
-                break
-        if point:
-            break
-        missing = [e for e in asked if e not in found]
-        assert missing and all(e.seed == 0 for e in missing)
+def test_the_search_walks_to_the_lowest_validation_loss(architecture, losses, monkeypatch):
+    monkeypatch.setitem(recipes.LARGEST, architecture, 3e10)
+    found, searched = {}, [*recipes.search(architecture, {})]
+    while missing := [e for *_, asked in searched for e in asked if e not in found]:
+        assert all(e.seed == 0 for e in missing)
         found |= {e: made_up(e, valid=[1e9, losses(e)]) for e in missing}
-    assert bowl(point) == (0.0 if "layers" in point else 1.0)
-    assert set(found) == set(asked)
-
-
-def test_the_suite_asks_until_each_choice_has_its_seeds(losses, monkeypatch):
-    monkeypatch.setattr(recipes, "LARGEST", dict.fromkeys(recipes.LARGEST, 3e10))
-    found = {}
-    while missing := [e for e in recipes.today(3, found) if e not in found]:
-        found |= {e: made_up(e, valid=[1e9, losses(e)]) for e in missing}
-    assert set(recipes.today(3, found)) == set(found)
-    seeds = Counter(replace(e, seed=0) for e in found)
-    assert Counter(seeds.values())[3] == 12  # four architectures at two budgets, two by AdamW alone
-    for architecture in recipes.ALONE:
-        spared = [of[0].training for of in recipes.without_muon(architecture, found)[0].values()]
-        assert [(t.optimiser, t.learning_rate) for t in spared] == [("adamw", BEST["rate"])] * 2
-    assert set(seeds.values()) == {1, 3}
+        searched = [*recipes.search(architecture, found)]
+    budget, point, _ = searched[-1]
+    assert budget == 3e10 and bowl(point) == (0.0 if "layers" in point else 1.0)
+    assert set(found) == {e for *_, asked in searched for e in asked}
 
 
 @pytest.mark.parametrize("architecture", recipes.LADDERS)
@@ -96,6 +77,16 @@ def searched(losses, monkeypatch):
             for e in missing
         }
     return found
+
+
+def test_the_suite_asks_until_each_choice_has_its_seeds(searched):
+    assert set(recipes.today(3, searched)) == set(searched)
+    seeds = Counter(replace(e, seed=0) for e in searched)
+    assert Counter(seeds.values())[3] == 18  # four architectures at three budgets, two by AdamW alone
+    for architecture in recipes.ALONE:
+        spared = [of[0].training for of in recipes.without_muon(architecture, searched)[0].values()]
+        assert [(t.optimiser, t.learning_rate) for t in spared] == [("adamw", BEST["rate"])] * 3
+    assert set(seeds.values()) == {1, 3}
 
 
 def text(tokens):

@@ -73,7 +73,12 @@ def test_short_convolutions_are_added_to_todays_choices():
         assert all(run.model.conv == recipes.REACH for run in runs)
         assert len(runs) == (5 if budget in (1e12, 3e12, 1e13) else 3)
     assert convolved[studies.GAIN][0] in studies.tried("added")["short convolutions"]
-    assert {*reached.values(), *(run for runs in convolved.values() for run in runs)} <= set(studies.gain(3, {}))
+    decayed = studies.decayed(recipes.runs(found))
+    for decay, runs in decayed.items():
+        without = [replace(run, training=replace(run.training, weight_decay=0.1)) for run in runs]
+        assert without == convolved[3e13][: studies.DECAYS[decay]] and decay != 0.1
+    runs = [run for of in (convolved, decayed) for runs in of.values() for run in runs]
+    assert {*reached.values(), *runs} <= set(studies.gain(3, {}))
 
 
 def test_on_other_texts_runs_differ_in_their_convolutions_alone():

@@ -212,14 +212,8 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert min(took) > 6.5 and max(took) < 8.5, took
     assert found["convolved"] < found["counting"] - 0.02, found
     assert found["tuned"] < found["early"] < paper.run("Transformer").test_nll - 0.02, found
-    spared, dear, conv = (
-        [r.test_nll_whole for r in of]
-        for of in (
-            evidence.adamw["mlp", recipes.CHARGED],
-            evidence.today["blocks", 1e13],
-            evidence.convolved["blocks", 1e13],
-        )
-    )
+    three = evidence.adamw["mlp", recipes.CHARGED], evidence.today["blocks", 1e13], evidence.convolved["blocks", 1e13]
+    spared, dear, conv = ([r.test_nll_whole for r in of] for of in three)
     assert unpaired(spared, dear).sign == 0 < unpaired(spared, conv).low, found
     assert found["tuned_times"] > 100 and found["early_times"] > 1000, found
     cheaper = evidence.cells["MLP T=4", 1e11].records, evidence.adamw["mlp", 1e10]

@@ -56,10 +56,7 @@ def choose_buttons(app, config):
     if not url:
         options.update(dict.fromkeys(BUTTONS, False), launch_buttons={})
     elif "github" not in url:
-        options["launch_buttons"] = {
-            **options.get("launch_buttons", {}),
-            "colab_url": "",
-        }  # Colab opens GitHub only
+        options["launch_buttons"] = {**options.get("launch_buttons", {}), "colab_url": ""}  # Colab opens GitHub only
 
 
 def find_scorer(app, config):
@@ -89,15 +86,10 @@ class Took(SphinxDirective):
         for path in sorted(Path(self.env.srcdir, "book").glob("*.ipynb")):
             cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
             said = ("".join(o.get("text", "")) for cell in cells for o in cell["outputs"])
-            clocks = [c["metadata"]["execution"] for c in cells if "execution" in c["metadata"]]
-            took = sum(
-                (
-                    datetime.fromisoformat(clock["shell.execute_reply"])
-                    - datetime.fromisoformat(clock["iopub.execute_input"])
-                ).total_seconds()
-                for clock in clocks
-                if "shell.execute_reply" in clock
-            )
+            clocks = [c["metadata"].get("execution", {}) for c in cells]
+            spans = [(c["iopub.execute_input"], c["shell.execute_reply"]) for c in clocks if "shell.execute_reply" in c]
+            times = [[datetime.fromisoformat(at) for at in span] for span in spans]
+            took = sum((end - begin).total_seconds() for begin, end in times)
             ran = escape(next(filter(None, said), "–").splitlines()[0]).replace("|", "&#124;")
             lines.append(f"| `{path.stem}` | {ran} | {took:.0f} |")
         return self.parse_text_to_nodes("\n".join(lines))

@@ -30,20 +30,7 @@ from typer.testing import CliRunner
 
 import slmlib
 from slmlib import __main__ as command_line
-from slmlib import (
-    chapters,
-    checks,
-    corpora,
-    experiments,
-    explore,
-    figures,
-    mixing,
-    ngrams,
-    paper,
-    stats,
-    tryout,
-    verdicts,
-)
+from slmlib import chapters, checks, corpora, experiments, explore, figures, mixing, ngrams, stats, tryout, verdicts
 from slmlib.corpora import Corpus, Vocabulary
 from slmlib.models import Config, LinearConfig, MLPConfig, Transformer, TransformerConfig, build
 from slmlib.training import Run, TrainingConfig
@@ -121,7 +108,7 @@ KINDS = {
     experiments.Experiment: st.sampled_from(EXPERIMENTS),
     experiments.Record: st.sampled_from(RECORDS),
     experiments.Store: st.deferred(lambda: st.builds(experiments.Store, st.sampled_from(PATHS[:3]), st.booleans())),
-    verdicts.Evidence: st.just(verdicts.Evidence({run.label: {} for run in paper.RUNS}, {}, {})),
+    verdicts.Evidence: st.just(verdicts.Evidence({run.label: {} for run in slmlib.paper.RUNS}, {}, {})),
     ngrams.KneserNey: st.sampled_from([ngrams.KneserNey(2, 5), ngrams.KneserNey(3, 5).fit(CORPORA[0].train)]),
     stats.Estimate: st.builds(stats.Estimate, *[FLOATS] * 4, INTS, FLOATS),
     torch.Generator: st.just(torch.Generator()),

@@ -29,13 +29,7 @@ def kill(process):
     assert process.exitcode == -signal.SIGKILL  # it was alive until then
 
 
-def start(context, function, *args):
-    process = context.Process(target=function, args=args)
-    process.start()
-    return process
-
-
-def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, forkserver, dice):
+def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, begin, dice):
     """The kills are spread over the run; its checkpoints are so large that a good part of the time goes into them."""
     kills = often(5, 200)
     model = TransformerConfig(context=8, d_model=96, heads=2, layers=1, ff_width=96, dropout=0.2)
@@ -46,7 +40,7 @@ def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, forkse
     store, done = Store(tmp_path / "killed"), [0]
     checkpoint = store.running(experiment, "safetensors")
     for target in sorted(dice.sample(range(1, 4 * kills), kills)):
-        process = start(forkserver, run, experiment, store)
+        process = begin(run, experiment, store)
         reached = max(target, done[-1] + 1)
         wait_until(lambda t=reached: epochs_in(checkpoint) >= t, process.is_alive, pause=an_epoch / 20)
         time.sleep(dice.uniform(0, 2 * an_epoch))
@@ -54,7 +48,7 @@ def test_killed_at_random_while_it_trains_and_keeps_checkpoints(tmp_path, forkse
         done.append(epochs_in(checkpoint))
         assert "model.head.bias" in safetensors.torch.load_file(checkpoint)
         assert list(store) == []
-    process = start(forkserver, run, experiment, store)
+    process = begin(run, experiment, store)
     process.join(1_200)  # a third of the epochs, on a machine that may be busy
     (record,) = store
     assert process.exitcode == 0 and timeless(record) == timeless(whole) and left_in(store) == LOCK
@@ -66,7 +60,7 @@ def begin_and_run(experiment, store, sign):
     run(experiment, store)
 
 
-def test_killed_at_random_while_it_tests_and_keeps_what_came_out(store, tmp_path, forkserver, dice):
+def test_killed_at_random_while_it_tests_and_keeps_what_came_out(store, tmp_path, begin, dice):
     """From the last checkpoint on, through the test, the token losses and the record, to the end."""
     whole, (_, sample) = run(BLOCKS, store, keep_checkpoint=True), store.losses(BLOCKS)
     running, kept, sign, killed = store.folder / ".running", tmp_path / "kept", tmp_path / "sign", 0
@@ -83,7 +77,7 @@ def test_killed_at_random_while_it_tests_and_keeps_what_came_out(store, tmp_path
     for _ in range(often(4, 200)):
         but_for_its_test()
         sign.unlink(missing_ok=True)
-        process = start(forkserver, begin_and_run, BLOCKS, store, sign)
+        process = begin(begin_and_run, BLOCKS, store, sign)
         wait_until(sign.exists, process.is_alive, pause=0.001)
         time.sleep(dice.uniform(0, 1.5 * took))
         process.kill()
@@ -125,8 +119,8 @@ def run_until(moment, experiment, store):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_an_end_in_the_middle_of_writing_does_no_harm(store, forkserver, undisturbed, moment):
-    process = start(forkserver, run_until, moment, BLOCKS, store)
+def test_an_end_in_the_middle_of_writing_does_no_harm(store, begin, undisturbed, moment):
+    process = begin(run_until, moment, BLOCKS, store)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert epochs_in(store.running(BLOCKS, "safetensors")) == MOMENTS[moment]
@@ -166,13 +160,13 @@ def hold(lock, sign):
         time.sleep(600)
 
 
-def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_not(store, forkserver, undisturbed):
+def test_the_lock_of_a_living_process_is_waited_for_and_that_of_a_dead_one_is_not(store, begin, undisturbed):
     lock, sign = store.running(BLOCKS, "lock"), store.running(BLOCKS, "sign")
-    holder = start(forkserver, hold, lock, sign)
+    holder = begin(hold, lock, sign)
     wait_until(sign.exists, holder.is_alive)
     with pytest.raises(Timeout):
         FileLock(lock).acquire(timeout=0)
-    waiting = start(forkserver, run, BLOCKS, store)
+    waiting = begin(run, BLOCKS, store)
     waiting.join(1)
     assert waiting.is_alive()
     assert list(store) == []
