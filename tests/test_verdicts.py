@@ -306,7 +306,8 @@ def test_readme_and_intro_show_what_the_records_say(evidence, counting, mixed):
 def test_a_first_screen_that_would_not_be_true_is_refused(evidence):
     mixed = {"orders": 1.654, "mixed_tiny": 1.61, "mixed_more": 1.63, "mixed_tenth": 1.61, "mixed_dear": 1.56}
     mixed |= {"mixed_large": 1.55, "orders_on": 1.45, "read_on": 1.38, "both_on": 1.33, "tiny_on": 0.01}
-    mixed |= {"new_counts": 0.16, "new_blocks": 0.18, "old_counts": 0.22}
+    mixed |= {"new_counts": 0.16, "new_blocks": 0.18, "old_counts": 0.22, "nine": 1.634, "nine_tiny": 0.03}
+    mixed |= {"tenfold": 0.1}
     first_screen.numbers(evidence, 1.69, mixed)
     for counting, tiny in ((9.9, 1.61), (1.69, 1.7)):
         with pytest.raises(AssertionError):

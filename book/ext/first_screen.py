@@ -9,6 +9,7 @@ from slmlib import chapters, explore, figures, frontier, mixing, paper, reading,
 from slmlib.corpora import Corpus, load_corpus
 from slmlib.experiments import RESULTS, Store
 from slmlib.flops import as_text
+from slmlib.ngrams import of_orders
 from slmlib.stats import corrected, growth, unpaired
 from slmlib.training import TrainingConfig
 from slmlib.verdicts import TEST, VALID, WHOLE, Evidence
@@ -103,6 +104,12 @@ def mixtures(corpus: Corpus) -> dict[str, float]:
     training = recipes.runs(found)["mlp", 1e10][0].experiment.training
     counting = mixing.counted(corpus, training, recipes.FIRST_SCORED)
     counts = mixing.together([], counting)["whole"]
+    nine = of_orders(range(1, 10), len(corpus.vocabulary), corpus.train)
+    nine = mixing.counted(corpus, training, recipes.FIRST_SCORED, [*nine.values()])
+    all_nine = mixing.together([], nine)["whole"].mean().item()
+    nine_and = [mixing.together([of], nine)["whole"].mean().item() for of in kept["mlp", 1e10]]
+    new = _in_the_new_play(corpus, training)
+    third, most = (fmean(of["whole"][new].mean().item() for of in kept["blocks", b]) for b in (3e12, 3e13))
     mlps, blocks = (
         {b: fmean(mixing.together([of], counting)["whole"].mean().item() for of in kept[kind, b]) for b in budgets}
         for kind, budgets in (("mlp", (1e10, 3e10, 1e11, 3e11, 1e12)), ("blocks", (1e13, 3e13)))
@@ -110,12 +117,19 @@ def mixtures(corpus: Corpus) -> dict[str, float]:
     return {
         **reading_on(corpus, training, counts),
         "orders": counts.mean().item(),
+        "nine": all_nine,
+        "nine_tiny": all_nine - fmean(nine_and),
+        "tenfold": third - most,
         "mixed_tiny": mlps[1e10],
         "mixed_more": max(mlps[b] for b in (3e10, 1e11, 3e11)),
         "mixed_tenth": mlps[1e12],
         "mixed_dear": blocks[1e13],
         "mixed_large": blocks[3e13],
     }
+
+
+def _in_the_new_play(corpus: Corpus, training: TrainingConfig) -> Tensor:
+    return torch.tensor(training.whole_test.scored(len(corpus.test), recipes.FIRST_SCORED)) >= recipes.LAST_PLAY
 
 
 def reading_on(corpus: Corpus, training: TrainingConfig, counts: Tensor) -> dict[str, float]:
@@ -134,7 +148,7 @@ def reading_on(corpus: Corpus, training: TrainingConfig, counts: Tensor) -> dict
         for some in (large, tiny[:1])
     )
     frozen, read = (torch.stack([of["whole"] for of in some]).mean(0) for some in (large, map(reading.read, large)))
-    new = torch.tensor(training.whole_test.scored(len(corpus.test), recipes.FIRST_SCORED)) >= recipes.LAST_PLAY
+    new = _in_the_new_play(corpus, training)
     means = {"orders_on": counts_on, "frozen_on": frozen, "read_on": read, "new_counts": (counts - counts_on)[new],
              "old_counts": (counts - counts_on)[~new], "new_blocks": (frozen - read)[new]}  # fmt: skip
     return {"both_on": both, "tiny_on": counts_on.mean().item() - small} | {
@@ -149,8 +163,9 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
         AssertionError: where a sentence of the first screen is no longer so.
     """
     found, judged = headline(evidence) | mixed | {"counting": counting}, verdicts.judge(evidence)
-    found["tenfold"] = found["convolved_third"] - found["largest"]
-    assert min(found["new_counts"], found["new_blocks"]) > 1.9 * found["tenfold"] > 0.1, found
+    assert min(found["new_counts"], found["new_blocks"]) > 1.5 * found["tenfold"] > 0.1, found
+    assert 0 < found["nine_tiny"] < found["orders"] - found["mixed_tiny"] - 0.01, found
+    assert 0 <= found["nine"] - found["largest"] < 0.03 and found["nine"] < found["orders"] - 0.015, found
     assert found["both_on"] < found["read_on"] - 0.04 < found["orders_on"] - 0.08, found
     assert 0 < found["tiny_on"] < 0.015 and found["old_counts"] > found["new_counts"], found
     words = {v.claim: v.verdict for v in judged if v.reading == "paper"}
