@@ -39,9 +39,8 @@ class Gate:
 
     def __init__(self, features: Tensor, nll: Tensor):
         if len(features) != len(nll) or not len(nll):
-            raise ValueError(
-                f"features of {len(features)} tokens, losses of {len(nll)}: give both of the same, one at least"
-            )
+            given = f"features of {len(features)} tokens, losses of {len(nll)}"
+            raise ValueError(f"{given}: give both of the same, one at least")
         # Tokens last: softmax over a few contiguous rows takes two thirds of the time that one over short rows takes.
         x, y, N = features.double().T.contiguous(), nll.double().T.contiguous(), len(nll)
         p = (y.min(0).values - y).exp()  # of each model, over the best one's

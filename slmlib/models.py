@@ -500,9 +500,8 @@ def generate(
         raise ValueError(f"cache must be False for a {type(model).__name__}: it keeps no keys and values")
     padding = token_ids([pad], vocab_size, "pad").expand(context)
     ids = torch.cat((padding, token_ids(prompt, vocab_size, "prompt").cpu()))
-    see = (
-        _growing(model, min(context, max(1, len(ids) - context))) if cache else lambda ids: model(ids[-context:][None])
-    )
+    begin = min(context, max(1, len(ids) - context))
+    see = _growing(model, begin) if cache else lambda ids: model(ids[-context:][None])
     with evaluating(model):
         for _ in range(n):
             logits = see(ids.to(device))[0].float().cpu()  # (V,)

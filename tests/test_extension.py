@@ -27,9 +27,8 @@ def build(begin, folder: Path, url: str) -> dict[str, str]:
     config = (ROOT / "_config.yml").read_text(encoding="utf-8")
     assert config.count(LINE) == 1
     (folder / "_config.yml").write_text(config.replace(LINE, LINE.replace('""', f'"{url}"')), encoding="utf-8")
-    (folder / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01-data\n", encoding="utf-8"
-    )
+    contents = "format: jb-book\nroot: book/intro\nchapters:\n  - file: book/01-data\n"
+    (folder / "_toc.yml").write_text(contents, encoding="utf-8")
     for name in ("assets", "ext"):
         shutil.copytree(ROOT / "book" / name, folder / "book" / name)
     (folder / "book" / "intro.md").write_text("# Intro\n\n$x$\n", encoding="utf-8")

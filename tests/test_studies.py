@@ -93,9 +93,8 @@ def test_on_other_texts_runs_differ_in_their_convolutions_alone():
         assert set(plain) <= {*asked, *words} and set(convolved) <= set(asked)
         assert len({run.seed for run in plain}) == len(plain) == 3
     mlps = studies.on_documentation("mlp")
-    assert {run.corpus for run in mlps} == {run.corpus for run in there["python-docs", 3e12][0]} and set(mlps) <= set(
-        asked
-    )
+    assert {run.corpus for run in mlps} == {run.corpus for run in there["python-docs", 3e12][0]}
+    assert set(mlps) <= set(asked)
     begun = {e: r for e, r in found.items() if not e.corpus.startswith("python-docs") or not e.seed}
     assert set(studies.convolutions(3, begun)) == set(asked)  # stopped after the first seed
     for dropout in (0.0, 0.1):

@@ -56,9 +56,8 @@ def test_counting_and_two_networks_are_tried_and_mixed(tried):
     assert (mlp.model, blocks.model) == ("MLP", "transformer")
     assert all(0.8e10 < 32 * row.flops < 1.2e10 for row in (mlp, blocks))
     assert orders.parameters == sum(KneserNey(9, len(corpus.vocabulary)).fit(corpus.train).sizes)
-    assert (
-        mixed.parameters == orders.parameters + {r.model: r.parameters for r in (mlp, blocks)}[mixed.model.split()[0]]
-    )
+    of_network = {r.model: r.parameters for r in (mlp, blocks)}[mixed.model.split()[0]]
+    assert mixed.parameters == orders.parameters + of_network
     assert mixed.test_nll <= min(orders.test_nll, mlp.test_nll, blocks.test_nll) + 0.02
     assert all(len(row.sample) == 200 for row in (counting, mlp, blocks, mixed))
     assert all(set(row.sample) <= set(corpus.vocabulary.tokens) for row in found.rows)
@@ -68,9 +67,8 @@ def test_the_network_that_is_kept_is_validations_choice_and_scores_what_is_said(
     corpus, found = tried
     row = next(r for r in found.rows if mixed_of(found) == f"{r.model} and counting")
     assert isinstance(found.experiment.model, {"MLP": MLPConfig, "transformer": TransformerConfig}[row.model])
-    assert evaluate(found.mixture.network, corpus.test, found.experiment.training.test) == pytest.approx(
-        row.test_nll, abs=1e-5
-    )
+    nll = evaluate(found.mixture.network, corpus.test, found.experiment.training.test)
+    assert nll == pytest.approx(row.test_nll, abs=1e-5)
     assert row.parameters == sum(p.numel() for p in found.mixture.network.parameters())
     assert found.experiment.training.test == Evaluation(None, 1, 128)
 
@@ -131,9 +129,8 @@ def test_one_budget_is_asked_for(tried):
             tryout.attempt(tried[0], **budgets)
     with pytest.raises(ValueError, match="flops must be a positive number"):
         tryout.attempt(tried[0], flops=-1.0)
-    with pytest.raises(
-        ValueError, match=r"seconds must be \d+ at least for this text here, or minutes 0\.\d.*mixed scores \d"
-    ):
+    least = r"seconds must be \d+ at least for this text here, or minutes 0\.\d.*mixed scores \d"
+    with pytest.raises(ValueError, match=least):
         tryout.attempt(tried[0], seconds=3)
 
 
@@ -200,9 +197,8 @@ def test_try_and_generate_from_the_command_line(file, tmp_path, monkeypatch, at_
     assert command(*same).stdout == written != command(*same, "--network").stdout
     assert len(command("generate", "cats.safetensors", "-n", "5").stdout) == 5 + 1  # from nothing: no line ends there
     unknown = command("generate", "cats.safetensors", "--prompt", "QED")
-    assert unknown.exit_code == 1 and "--prompt: not among the 15 characters known, leave out: 'D', 'E', 'Q'" in (
-        " ".join(unknown.stderr.split())
-    )
+    lacking = "--prompt: not among the 15 characters known, leave out: 'D', 'E', 'Q'"
+    assert unknown.exit_code == 1 and lacking in " ".join(unknown.stderr.split())
 
 
 def test_what_came_there_meanwhile_is_not_written_over(file, tmp_path, monkeypatch, tried):

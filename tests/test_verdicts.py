@@ -14,7 +14,7 @@ from first_screen import MARKS
 from test_paper import invented
 from typer.testing import CliRunner
 
-from slmlib import chapters, paper, recipes, screen, stats, studies, verdicts
+from slmlib import chapters, frontier, paper, recipes, screen, stats, studies, verdicts
 from slmlib.__main__ import app
 from slmlib.chapters import CONTEXT, counted
 from slmlib.experiments import RESULTS, Store
@@ -210,15 +210,9 @@ def test_what_short_convolutions_save_on_other_texts_is_a_difference_of_means():
 def test_c2_on_the_papers_pair_has_four_answers(judged):
     found = [m.estimate for m in verdict(judged, "C2").contrasts]
     assert [round(e.effect, 3) for e in found] == [0.109, -0.051, 0.002, 0.002]
-    ratios = [
-        verdicts.cost_ratio(label, epochs, ledger)
-        for label, epochs, ledger in (
-            ("Self-attention", 2, "needed"),
-            ("Self-attention", 1, "written"),
-            ("Transformer", 1, "needed"),
-            ("Transformer", 1, "written"),
-        )
-    ]
+    one, three = "Self-attention", "Transformer"
+    asked = (one, 2, "needed"), (one, 1, "written"), (three, 1, "needed"), (three, 1, "written")
+    ratios = [verdicts.cost_ratio(*of) for of in asked]
     assert ratios == pytest.approx([0.686, 2.289, 3.607, 4.905], abs=1e-3)
 
 
@@ -259,13 +253,8 @@ def test_capacity_at_equal_flops_and_early_stopping(judged):
 
 
 def test_a_higher_rate_would_not_have_won_where_the_verdict_is_decided(evidence):
-    deciding = [
-        c
-        for c in evidence.cells.values()
-        if c.family.architecture in ("MLP", "Self-attention", "Transformer")
-        and c.family.context <= 16
-        and c.budget in (3e12, 1e13)
-    ]
+    short = [family for family in frontier.of("MLP", "Self-attention", "Transformer") if family.context <= 16]
+    deciding = [c for c in evidence.cells.values() if c.family in short and c.budget in (3e12, 1e13)]
     assert len(deciding) == 14 and all(c.rate < max(c.rates) for c in deciding)
 
 

@@ -139,9 +139,8 @@ def reading_on(corpus: Corpus, training: TrainingConfig, counts: Tensor) -> dict
     """
     store, runs = Store(RESULTS / "reading", keeps_losses=True), studies.reading()
     counting = reading.counted(corpus, training, recipes.FIRST_SCORED)
-    large, tiny = (
-        [store.losses(run)[0] for run in runs[key] if run in store] for key in (("blocks", 3e13), ("mlp", 1e10))
-    )
+    keys = ("blocks", 3e13), ("mlp", 1e10)
+    large, tiny = ([store.losses(run)[0] for run in runs[key] if run in store] for key in keys)
     counts_on = mixing.together([], counting)["whole"]
     both, small = (
         fmean(mixing.together([reading.read(of)], counting)["whole"].mean().item() for of in some)
@@ -151,9 +150,8 @@ def reading_on(corpus: Corpus, training: TrainingConfig, counts: Tensor) -> dict
     new = _in_the_new_play(corpus, training)
     means = {"orders_on": counts_on, "frozen_on": frozen, "read_on": read, "new_counts": (counts - counts_on)[new],
              "old_counts": (counts - counts_on)[~new], "new_blocks": (frozen - read)[new]}  # fmt: skip
-    return {"both_on": both, "tiny_on": counts_on.mean().item() - small} | {
-        n: of.mean().item() for n, of in means.items()
-    }
+    found = {name: of.mean().item() for name, of in means.items()}
+    return {**found, "both_on": both, "tiny_on": found["orders_on"] - small}
 
 
 def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dict[str, float]:

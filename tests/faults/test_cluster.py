@@ -171,18 +171,16 @@ def test_other_versions_are_refused_with_both_named(tmp_path, two, monkeypatch, 
     mine = torch.__version__
     if joined == "before":
         another_pytorch()
-    refused = pytest.raises(
-        ClusterBroken, match=f"has PyTorch {re.escape(mine)}, and 1.0 asks: install or set the same"
-    )
-    with refused, Cluster(two) as there:
+    both = f"has PyTorch {re.escape(mine)}, and 1.0 asks: install or set the same"
+    with pytest.raises(ClusterBroken, match=both), Cluster(two) as there:
         another_pytorch()
         run_all([experiment(0)], there, tmp_path)
 
 
 def test_a_worker_without_the_corpus_is_named_with_what_to_do(tmp_path, two):
     wanted = replace(experiment(0), corpus="ptb")
-    refused = pytest.raises(ClusterBroken, match=r"worker tcp://\S+ cannot have a corpus: .*set SLMLIB_DATA")
-    with refused, Cluster(two) as there:
+    to_do = r"worker tcp://\S+ cannot have a corpus: .*set SLMLIB_DATA"
+    with pytest.raises(ClusterBroken, match=to_do), Cluster(two) as there:
         run_all([wanted], there, tmp_path)
 
 
@@ -203,10 +201,8 @@ def test_a_scheduler_that_dies_leaves_the_store_whole_and_the_command_says_how_t
     wait_until(lambda: list(tmp_path.glob("*.json")) or not process.is_alive(), said=machines.said)
     machines.kill(machines.scheduler)
     code, _, said = end_of(process)
-    message = (
-        "no longer answers; all that came from it is kept. Start it again, and the same command goes on from here."
-    )
-    assert code == 1 and said.rstrip().splitlines()[-1] == f"The scheduler at {two} {message}", said
+    message = f"The scheduler at {two} no longer answers; all that came from it is kept. Start it again, and "
+    assert code == 1 and said.rstrip().splitlines()[-1] == message + "the same command goes on from here.", said
     assert "Traceback" not in said and "distributed" not in said
     kept = list(Store(tmp_path))
     assert 1 <= len(kept) < len(SEEDS)

@@ -80,13 +80,9 @@ def damaged(whole, dice):
     """A bit flipped, most often near the beginning, where a file says what it holds; or cut short; or a hole."""
     n = len(whole)
     at, most = dice.randrange(dice.choice((n, min(n, 600)))), dice.randrange(1, 600)
-    return dice.choice(
-        (
-            whole[:at] + bytes([whole[at] ^ 1 << dice.randrange(8)]) + whole[at + 1 :],
-            whole[:at],
-            whole[:at] + bytes(len(whole[at : at + most])) + whole[at + most :],
-        )
-    )
+    flipped = whole[:at] + bytes([whole[at] ^ 1 << dice.randrange(8)]) + whole[at + 1 :]
+    holed = whole[:at] + bytes(len(whole[at : at + most])) + whole[at + most :]
+    return dice.choice((flipped, whole[:at], holed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
