@@ -9,12 +9,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from measure import timed
 
 from slmlib.cluster import Cluster, local
 from slmlib.corpora import load_corpus
@@ -25,12 +25,6 @@ from slmlib.training import TrainingConfig
 TRAINING = TrainingConfig(1, windows_per_epoch=6_400, eval_windows=2_000, eval_stride=8, scored="last")
 SHORT = Experiment("python-docs", MLPConfig(context=4, d_model=16, hidden=32), TRAINING, 0)
 CHECKPOINT = 3_000_000  # bytes, of a small model's run
-
-
-def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def echo(data: object) -> object:

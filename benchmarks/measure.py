@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -100,12 +101,12 @@ def pairs(one: Callable[[], object], other: Callable[[], object], seconds: float
     one(), other()
     times, until = [], time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < until and len(times) < most):
-        times.append((_time(one), _time(other)))
+        times.append((timed(one), timed(other)))
     low, ratio, high = statistics.quantiles([b / a for a, b in times], n=4)
     return Ratio(ratio, low, high, *(statistics.median(t) for t in zip(*times, strict=True)))
 
 
-def _time(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -160,7 +161,7 @@ def step(case: Case, seconds: float) -> dict[str, float]:
     """
     ours = Steps(case)
     theirs = _plain_steps(case, ours.model)
-    count = max(1, round(0.1 / _time(partial(ours, 1))))
+    count = max(1, round(0.1 / timed(partial(ours, 1))))
     found = pairs(partial(ours, count), partial(theirs, count), seconds).each(count)
     products, bytes_ = matmul_rate(), copy_rate()
     share = {"products": case.flops / products / found.seconds, "memory": moved(case) / bytes_ / found.seconds}
@@ -173,7 +174,7 @@ def matmul_rate() -> float:
     flops, rates = 2.0 * 8192 * 128 * 384, []
     for work in (0, speed.LARGE):
         with speed.fast_matmul(CPU, work):
-            rates.append(flops / min(_time(lambda: a @ b) for _ in range(20)))
+            rates.append(flops / min(timed(lambda: a @ b) for _ in range(20)))
     return max(rates)
 
 
@@ -181,7 +182,7 @@ def copy_rate() -> float:
     """Bytes a second, read and written, of a copy that no cache holds."""
     a = torch.randn(2**24)
     b = torch.empty_like(a)
-    return 2 * 4 * 2**24 / min(_time(lambda: b.copy_(a)) for _ in range(5))
+    return 2 * 4 * 2**24 / min(timed(lambda: b.copy_(a)) for _ in range(5))
 
 
 def moved(case: Case) -> float:
@@ -238,14 +239,14 @@ def generation(seconds: float, context: int = 128) -> dict[str, float]:
     return {**asdict(found), "with_cache": n / found.seconds, "without": n / found.other_seconds}
 
 
-def _grown(case: Case, threads: int, queue: multiprocessing.Queue) -> None:
+def _grown(case: Case, threads: int) -> tuple[float, int]:
     torch.set_num_threads(threads)
     speed.keep_freed_memory()
     before = _peak()
     steps = Steps(case)
     steps(1)
-    took = statistics.median(_time(partial(steps, 1)) for _ in range(3))
-    queue.put((took, _peak() - before))
+    took = statistics.median(timed(partial(steps, 1)) for _ in range(3))
+    return took, _peak() - before
 
 
 def _peak() -> int:
@@ -271,11 +272,8 @@ def growth(quick: bool = False) -> list[dict[str, float]]:
         for value in values:
             case = replace(base, config=replace(base.config, **change(value))) if change else base
             case = replace(case, batch=value) if name == "batch" else case
-            queue = spawn.Queue()
-            process = spawn.Process(target=_grown, args=(case, value if name == "threads" else 1, queue))
-            process.start()
-            took, peak = queue.get()
-            process.join()
+            with ProcessPoolExecutor(1, spawn) as pool:
+                took, peak = pool.submit(_grown, case, value if name == "threads" else 1).result()
             rows.append({"what": name, "value": value, "seconds": took, "flops": case.flops, "peak_bytes": peak})
     return rows
 
@@ -333,7 +331,7 @@ def _not_looked_up(case: Case, seconds: float) -> Ratio:
 
 def _without(owner: object, name: str, instead: object, case: Case, seconds: float) -> Ratio:
     steps = Steps(case)
-    count = max(1, round(0.1 / _time(partial(steps, 1))))
+    count = max(1, round(0.1 / timed(partial(steps, 1))))
 
     def without():
         with patch.object(owner, name, instead):
@@ -344,33 +342,25 @@ def _without(owner: object, name: str, instead: object, case: Case, seconds: flo
 
 def _memory_given_back(seconds: float) -> Ratio:
     """Two processes in turn, one of which never asks the C library to keep what is freed."""
-    workers, ends = [], []
     spawn = multiprocessing.get_context("spawn")
-    for keep in (True, False):
-        here, there = spawn.Pipe()
-        workers.append(spawn.Process(target=_stepping, args=(there, keep), daemon=True))
-        workers[-1].start()
-        ends.append(here)
-
-    def ask(end):
-        end.send(3)
-        end.recv()
-
-    found = pairs(partial(ask, ends[0]), partial(ask, ends[1]), seconds).each(3)
-    for end, worker in zip(ends, workers, strict=True):
-        end.send(0)
-        worker.join()
-    return found
+    with (
+        ProcessPoolExecutor(1, spawn, _set_up, (True,)) as keeping,
+        ProcessPoolExecutor(1, spawn, _set_up, (False,)) as giving_back,
+    ):
+        ways = (lambda of=of: of.submit(_some_steps).result() for of in (keeping, giving_back))
+        return pairs(*ways, seconds).each(3)
 
 
-def _stepping(end, keep: bool) -> None:
+def _set_up(keep: bool) -> None:
+    global _steps
     torch.set_num_threads(1)
     if keep:
         speed.keep_freed_memory()
-    steps = Steps(CASES["transformer"])
-    while count := end.recv():
-        steps(count)
-        end.send(count)
+    _steps = Steps(CASES["transformer"])
+
+
+def _some_steps() -> None:
+    _steps(3)
 
 
 def compiled(case: Case, seconds: float) -> dict[str, float]:
@@ -389,7 +379,7 @@ def compiled(case: Case, seconds: float) -> dict[str, float]:
         fast = Steps(case)
         fast(1)
         warm_up = time.perf_counter() - began
-        count = max(1, round(0.1 / _time(partial(steps, 1))))
+        count = max(1, round(0.1 / timed(partial(steps, 1))))
         found = pairs(partial(fast, count), partial(steps, count), seconds).each(count)
     return {**asdict(found), "warm_up": warm_up}
 
@@ -407,8 +397,8 @@ def counting() -> dict[str, Any]:
     for order in (5, 7):
         model = KneserNey(order, len(corpus.vocabulary))
         found[str(order)] = {
-            "fit": _time(partial(model.fit, corpus.train)),
-            "score": _time(partial(model.nll, corpus.test)),
+            "fit": timed(partial(model.fit, corpus.train)),
+            "score": timed(partial(model.nll, corpus.test)),
         }
     with suppress(ImportError):
         found["NLTK ÷ ours"] = _beside_nltk(corpus.train[:50_000], corpus.test[:2_000], len(corpus.vocabulary))
@@ -422,13 +412,13 @@ def _beside_nltk(train: torch.Tensor, test: torch.Tensor, vocab_size: int, order
     words, tested = ([str(i) for i in ids.tolist()] for ids in (train, test))
     theirs = KneserNeyInterpolated(order, vocabulary=Vocabulary(words))
     ours = KneserNey(order, vocab_size)
-    fits = _time(lambda: theirs.fit([list(everygrams(words, max_len=order))])), _time(partial(ours.fit, train))
+    fits = timed(lambda: theirs.fit([list(everygrams(words, max_len=order))])), timed(partial(ours.fit, train))
 
     def score():
         for i in range(order, len(tested)):
             theirs.score(tested[i], tested[i - order + 1 : i])
 
-    scores = _time(score), _time(partial(ours.nll, test))
+    scores = timed(score), timed(partial(ours.nll, test))
     return {"fit": fits[0] / fits[1], "score": scores[0] / scores[1]}
 
 
@@ -439,9 +429,9 @@ def store(count: int = 1000) -> dict[str, float]:
         many = Store(folder)
         for seed in range(count):
             many.put(replace(record, experiment=replace(record.experiment, seed=seed)))
-        read = _time(lambda: list(many))
-    status = _time(lambda: paper.status(paper.records(Store(RESULTS / "paper"), seeds=100)))
-    return {"read": read, "status": status, "verdicts": _time(lambda: verdicts.judge(verdicts.Evidence.read(RESULTS)))}
+        read = timed(lambda: list(many))
+    status = timed(lambda: paper.status(paper.records(Store(RESULTS / "paper"), seeds=100)))
+    return {"read": read, "status": status, "verdicts": timed(lambda: verdicts.judge(verdicts.Evidence.read(RESULTS)))}
 
 
 def measure(quick: bool = False, show: Callable[[str], None] = lambda line: None) -> dict[str, object]:

@@ -285,7 +285,7 @@ def counting(corpus: Corpus) -> Explorer:
     """What counts of each order expect after a prompt, and how much of the prompt they have seen before."""
     models = list(of_orders(range(1, 8), len(corpus.vocabulary), corpus.train).values())
     ends = [min(400 + 37 * i, len(corpus.test) - 12 + i) for i in range(12)]
-    prompts = [corpus.vocabulary.decode(corpus.test[e - 24 : e]) for e in ends]
+    prompts = [corpus.vocabulary.decode(corpus.test[max(0, e - 24) : e]) for e in ends]
     known = set(corpus.vocabulary.tokens)
 
     def frame(order: int, prompt: int, own: str | None = None) -> str:

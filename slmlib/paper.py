@@ -133,7 +133,8 @@ def records(store: Store, seeds: int | None = None) -> dict[str, dict[int, Recor
     Of the first so many seeds; if None of as many as the book publishes, so that a verdict does not depend on when
     one stops.
     """
-    asked = {run.label: {s: run.experiment(s) for s in each_seed(seeds or run.seeds)} for run in RUNS}
+    most = {run: run.seeds if seeds is None else seeds for run in RUNS}
+    asked = {run.label: {s: run.experiment(s) for s in each_seed(n)} for run, n in most.items()}
     return {label: {s: r for s, e in of.items() if (r := store.get(e))} for label, of in asked.items()}
 
 
