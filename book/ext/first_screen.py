@@ -79,7 +79,7 @@ def headline(evidence: Evidence) -> dict[str, float]:
         "short_windows": chain["windows of 32"].effect,
         **heavier,
         "uncapped": capped - whole,
-        "largest": fmean(evidence.gain[run].test_nll_whole for run in studies.decayed(evidence.today)[0.3]),
+        "largest": fmean(r.test_nll_whole for r in recipes.best(max(recipes.BUDGETS))),
         "convolved": fmean(r.test_nll_whole for r in evidence.convolved["blocks", dear]),
         "convolved_third": fmean(r.test_nll_whole for r in evidence.convolved["blocks", large]),
         "convolved_lead": verdicts.convolved_against_mlp(evidence)[dear].effect,
@@ -244,6 +244,7 @@ def numbers(evidence: Evidence, counting: float, mixed: dict[str, float]) -> dic
     assert unpaired(long, short).sign == 0, (long, short)
     assert found["mixed_large"] < found["mixed_tiny"] < found["orders"] - 0.03, found
     assert abs(found["largest"] - found["mixed_tiny"]) < 0.005, found
+    assert recipes.best(max(recipes.BUDGETS)) == [evidence.gain[e] for e in studies.decayed(evidence.today)[0.3]]
     assert found["convolved_third"] < found["every"] - 0.05, found
     assert abs(found["mixed_tenth"] - found["mixed_tiny"]) < 0.005 < found["mixed_tiny"] - found["mixed_dear"], found
     assert found["mixed_tiny"] < found["mixed_more"], found
